@@ -1,0 +1,84 @@
+"""What the agent asks of an image store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The parts of an image's configuration that a container is made of."""
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    directory: str = "/"
+    user: str = ""
+    stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    healthcheck: dict[str, object] | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Image:
+    id: str  # sha256:… of the configuration
+    digest: str  # sha256:… of the manifest; empty for an image that was only built here
+    reference: str  # fully qualified
+    config: ImageConfig
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    id: str
+    names: tuple[str, ...]
+    digest: str
+    size_bytes: int
+    created_at: float  # seconds since the epoch
+
+
+class ImageStore(Protocol):
+    """References are as people write them; short names resolve to the cluster's default registry, else docker.io.
+    Progress is lines of text; errors are SwarmErrors: NotFound (no such image), InvalidArgument (malformed reference),
+    PermissionDenied (registry refused), Unavailable (registry not reachable), ResourceExhausted (disk full)."""
+
+    async def ensure(self, reference: str, digest: str = "", auth: str = "") -> Image:
+        """The image, pulled where it is not here yet. With `digest` exactly that manifest. Concurrent calls pull once."""
+        ...
+
+    async def mount(self, container_id: str, image: Image) -> Path:
+        """A writable root filesystem of the image for one container; the same path again where it is mounted already."""
+        ...
+
+    async def unmount(self, container_id: str) -> None:
+        """Removes it with everything the container wrote. Not an error where it is gone."""
+        ...
+
+    async def mounted(self) -> set[str]:
+        """The container ids that have a root filesystem here."""
+        ...
+
+    async def resolve(self, reference: str, auth: str = "") -> tuple[str, str]:
+        """(fully qualified reference, manifest digest), asking the registry."""
+        ...
+
+    def build(
+        self, context: Path, *, tags: list[str], file: str, build_args: dict[str, str], target: str, no_cache: bool
+    ) -> AsyncIterator[str]: ...
+
+    def pull(self, reference: str, auth: str = "") -> AsyncIterator[str]: ...
+
+    def push(self, reference: str, auth: str = "") -> AsyncIterator[str]: ...
+
+    async def images(self) -> list[StoredImage]: ...
+
+    async def remove(self, reference: str, *, force: bool) -> str: ...
+
+    async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str: ...
+
+    async def load(self, archive: Path) -> list[str]: ...
+
+    async def save(self, references: list[str], archive: Path) -> None: ...

@@ -1,0 +1,1 @@
+"""The manager and `swarmctl`. Knows only `swarm`, never `agent`."""

@@ -1,0 +1,158 @@
+"""The one error hierarchy.
+
+Each error knows its gRPC status, the exit code of a command that ends with it, and carries one sentence for the user:
+what happened, to what, and what to do.  `to_status` and `from_rpc` carry an error over the wire without losing its kind;
+anything that is not a `SwarmError` is a bug and reaches the user as `InternalError` with the log's place, never as a
+traceback.
+
+Exit codes are stable (documented in docs/exit-codes.md): 0 done, 1 internal, 2 usage or invalid input, 3 not found,
+4 already exists or in use, 5 no manager reachable or no quorum, 6 not allowed, 7 deadline passed or not converged,
+8 a resource is exhausted, 9 outcome unknown, 10 the state does not allow it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+
+KIND_METADATA_KEY = "swarm-error-kind"
+MAX_MESSAGE_LENGTH = 4000  # HTTP/2 trailers are limited to 8 KiB by default
+
+
+class SwarmError(Exception):
+    """Base of all errors that are shown to people. `str(error)` is the sentence."""
+
+    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    exit_code: ClassVar[int] = 1
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+
+class InternalError(SwarmError):
+    """A defect of ours, or of a part below us."""
+
+
+class InvalidArgument(SwarmError):
+    """The request itself is wrong, whatever the state."""
+
+    status = grpc.StatusCode.INVALID_ARGUMENT
+    exit_code = 2
+
+
+class NotFound(SwarmError):
+    status = grpc.StatusCode.NOT_FOUND
+    exit_code = 3
+
+
+class AlreadyExists(SwarmError):
+    """A name, a port or an address is taken."""
+
+    status = grpc.StatusCode.ALREADY_EXISTS
+    exit_code = 4
+
+
+class Conflict(SwarmError):
+    """The object changed since it was read; read it again and repeat."""
+
+    status = grpc.StatusCode.ABORTED
+    exit_code = 4
+
+
+class InUse(SwarmError):
+    """Something still needs the object."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    exit_code = 4
+
+
+class FailedPrecondition(SwarmError):
+    """The state does not allow the request now."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    exit_code = 10
+
+
+class Unavailable(SwarmError):
+    """No manager reachable, no leader, no quorum, or a peer is not there: repeat later."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+    exit_code = 5
+
+
+class PermissionDenied(SwarmError):
+    status = grpc.StatusCode.PERMISSION_DENIED
+    exit_code = 6
+
+
+class Unauthenticated(SwarmError):
+    """A certificate or token is missing, foreign, expired or revoked."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+    exit_code = 6
+
+
+class DeadlineExceeded(SwarmError):
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+    exit_code = 7
+
+
+class ResourceExhausted(SwarmError):
+    """A disk, a queue, an address pool is full."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    exit_code = 8
+
+
+class OutcomeUnknown(SwarmError):
+    """A write may or may not have happened; repeating it with the same request id is safe."""
+
+    status = grpc.StatusCode.UNKNOWN
+    exit_code = 9
+
+
+def _all_kinds() -> dict[str, type[SwarmError]]:
+    found: dict[str, type[SwarmError]] = {}
+    waiting: list[type[SwarmError]] = [SwarmError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.__name__] = kind
+        waiting.extend(kind.__subclasses__())
+    return found
+
+
+_BY_STATUS: dict[grpc.StatusCode, type[SwarmError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.ABORTED: Conflict,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNKNOWN: OutcomeUnknown,
+    grpc.StatusCode.CANCELLED: Unavailable,
+}
+
+
+def to_status(error: SwarmError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """The status, the details and the trailing metadata that carry `error` to a caller."""
+    return error.status, str(error)[:MAX_MESSAGE_LENGTH], ((KIND_METADATA_KEY, error.kind),)
+
+
+def from_rpc(error: grpc.RpcError, peer: str = "") -> SwarmError:
+    """The error that a call failed with. `peer` names whom we called, for failures of the connection itself."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return InternalError(f"the call failed: {error}")
+    details = error.details() or error.code().name.lower()
+    for key, value in error.trailing_metadata() or ():
+        if key == KIND_METADATA_KEY:
+            kind = _all_kinds().get(value.decode() if isinstance(value, bytes) else value)
+            if kind is not None:
+                return kind(details)
+    kind = _BY_STATUS.get(error.code(), InternalError)
+    return kind(f"{peer}: {details}" if peer else details)

@@ -1,0 +1,255 @@
+"""The one place that opens gRPC servers.
+
+A server knows three kinds of listeners: mutual TLS (the caller is whoever its certificate says), TLS without a client
+certificate (the enrolment port; the caller is anonymous), and a Unix socket (the caller is `local`). One interceptor
+around every handler authenticates, authorizes by the table of `swarm.authorization`, turns `SwarmError` into a status,
+and ends streams whose caller's certificate expires or is revoked: a stream that was opened in time would go on otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from swarm.authorization import authorize
+from swarm.channels import MAX_MESSAGE_BYTES
+from swarm.errors import InternalError, SwarmError, Unauthenticated, to_status
+from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role, TlsMaterial, peer_from_auth_context
+from swarm.names import SOCKET_GROUP
+
+log = logging.getLogger(__name__)
+
+REVOCATION_CHECK_PERIOD = 1.0  # seconds between looks at whether a stream's caller is still a member
+FORWARDED_PEER_KEY = (
+    "swarm-forwarded-peer"  # "ROLE NAME": set by a manager that forwards a call; believed of managers only
+)
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 1500),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+_peer: ContextVar[Peer] = ContextVar("swarm_peer", default=ANONYMOUS_PEER)
+
+
+def current_peer() -> Peer:
+    """The authenticated caller of the method that is being served."""
+    return _peer.get()
+
+
+class RpcServer:
+    """A gRPC server. Add services, add listeners, start, stop.
+
+    `is_revoked` answers whether a peer with a valid certificate is no longer welcome.
+    """
+
+    def __init__(
+        self,
+        *,
+        anonymous: bool = False,
+        is_revoked: Callable[[Peer], bool] = lambda _: False,
+        maximum_calls: int | None = None,
+    ) -> None:
+        self._guard = _Guard(anonymous, is_revoked)
+        self._server = grpc.aio.server(
+            interceptors=[self._guard], options=_OPTIONS, maximum_concurrent_rpcs=maximum_calls
+        )
+        self._sockets: list[Path] = []
+
+    @property
+    def server(self) -> grpc.aio.Server:
+        """For the generated `add_…Servicer_to_server` functions."""
+        return self._server
+
+    def listen_tls(self, address: str, source: Callable[[], TlsMaterial]) -> int:
+        """Mutual TLS on HOST:PORT; `source` is asked at each new connection, so renewed certificates need no restart.
+
+        Returns the bound port. Raises InternalError where the address is taken.
+        """
+        anonymous = self._guard.anonymous
+
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            tls = source()
+            return grpc.ssl_server_certificate_configuration(
+                [(tls.key, tls.certificate)], root_certificates=None if anonymous else tls.ca
+            )
+
+        credentials = grpc.dynamic_ssl_server_credentials(
+            configuration(), configuration, require_client_authentication=not anonymous
+        )
+        return self._bound(address, lambda: self._server.add_secure_port(address, credentials))
+
+    def listen_unix(self, path: Path) -> None:
+        """The local socket: for root and, where it exists, the group `swarm`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._bound(str(path), lambda: self._server.add_insecure_port(f"unix:{path}"))
+        self._sockets.append(path)
+
+    @staticmethod
+    def _bound(address: str, bind: Callable[[], int]) -> int:
+        try:
+            port = bind()
+        except RuntimeError as error:
+            raise InternalError(f"cannot listen on {address}: {error}") from error
+        if port == 0:
+            raise InternalError(f"cannot listen on {address}: the address is taken")
+        return port
+
+    async def start(self) -> None:
+        await self._server.start()
+        for path in self._sockets:
+            path.chmod(0o660)
+            with contextlib.suppress(LookupError, PermissionError):
+                shutil.chown(path, group=SOCKET_GROUP)
+
+    async def stop(self, grace: float = 0.5) -> None:
+        await self._server.stop(grace)
+        for path in self._sockets:
+            path.unlink(missing_ok=True)
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """Authentication, authorization and errors around every handler."""
+
+    def __init__(self, anonymous: bool, is_revoked: Callable[[Peer], bool]) -> None:
+        self.anonymous = anonymous
+        self._is_revoked = is_revoked
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            wrapped = self._streaming(method, behaviour)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+        else:
+            behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            wrapped = self._unary(method, behaviour)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+        return make(wrapped, **codec)
+
+    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+        peer = self._identify(context)
+        if peer.expires_at <= time.time():
+            raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
+        if self._is_revoked(peer):
+            raise Unauthenticated(f"{peer.name!r} was removed from the swarm")
+        authorize(method, peer)
+        return peer
+
+    def _identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+        if str(context.peer()).startswith("unix:"):
+            return LOCAL_PEER
+        if self.anonymous:
+            return ANONYMOUS_PEER
+        peer = peer_from_auth_context(context.auth_context())
+        if peer.role is not Role.MANAGER:
+            return peer
+        for key, value in context.invocation_metadata() or ():
+            if key == FORWARDED_PEER_KEY:
+                role, _, name = str(value).partition(" ")
+                return Peer(name, Role(role), peer.cluster_id, peer.expires_at)
+        return peer
+
+    def _unary(self, method: str, behaviour: Any) -> Any:
+        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                _peer.set(self._admit(method, context))
+                return await behaviour(request, context)
+            except SwarmError as error:
+                await _abort(context, error)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:  # noqa: BLE001 – the last fence: the caller gets a sentence, the log the traceback
+                await _abort(context, _unexpected(method, error))
+
+        return serve
+
+    def _streaming(self, method: str, behaviour: Any) -> Any:
+        async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            try:
+                peer = self._admit(method, context)
+                _peer.set(peer)
+                async for answer in self._while_welcome(peer, behaviour(request, context)):
+                    yield answer
+            except SwarmError as error:
+                await _abort(context, error)
+            except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+                raise
+            except Exception as error:  # noqa: BLE001 – as above
+                await _abort(context, _unexpected(method, error))
+
+        return serve
+
+    async def _while_welcome(self, peer: Peer, answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Passes on `answers` until they end, or until the caller's certificate expires or is revoked."""
+        waiting: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                waiting = asyncio.ensure_future(anext(answers))
+                while not (await asyncio.wait({waiting}, timeout=REVOCATION_CHECK_PERIOD))[0]:
+                    self._still_welcome(peer)
+                self._still_welcome(peer)
+                try:
+                    yield waiting.result()
+                except StopAsyncIteration:
+                    return
+        finally:
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            closing = getattr(answers, "aclose", None)
+            if closing is not None:
+                await closing()
+
+    def _still_welcome(self, peer: Peer) -> None:
+        if peer.expires_at <= time.time():
+            raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
+        if self._is_revoked(peer):
+            raise Unauthenticated(f"{peer.name!r} was removed from the swarm")
+
+
+def _unexpected(method: str, error: Exception) -> InternalError:
+    log.exception("%s failed", method)
+    return InternalError(
+        f"{method} failed unexpectedly ({type(error).__name__}); the log of process {os.getpid()} says more"
+    )
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SwarmError) -> None:
+    status, details, metadata = to_status(error)
+    await context.abort(status, details, metadata)

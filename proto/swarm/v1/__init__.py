@@ -1,0 +1,1 @@
+"""Generated messages and gRPC stubs; the sources are the ``.proto`` files of this folder."""
