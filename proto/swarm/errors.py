@@ -82,6 +82,10 @@ class Unavailable(SwarmError):
     exit_code = 5
 
 
+class NotLeader(Unavailable):
+    """The manager that was asked does not lead (any more); nothing was written, so asking the leader is always safe."""
+
+
 class PermissionDenied(SwarmError):
     status = grpc.StatusCode.PERMISSION_DENIED
     exit_code = 6

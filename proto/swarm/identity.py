@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import enum
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from swarm.errors import FailedPrecondition, Unauthenticated
+
+BACKDATED_SECONDS = 3600.0  # certificates begin this much before they were issued: hosts' clocks differ
 
 
 class Role(enum.Enum):
@@ -37,6 +41,7 @@ class Peer:
     role: Role
     cluster_id: str
     expires_at: float = float("inf")  # seconds since the epoch
+    issued_at: float = 0.0  # seconds since the epoch; not backdated
 
     @property
     def is_node(self) -> bool:
@@ -62,7 +67,9 @@ def peer_from_certificate(pem: bytes) -> Peer:
         raise Unauthenticated("the peer's certificate does not name a node, a role and a cluster of a swarm") from error
     if role in (Role.LOCAL, Role.ANONYMOUS):
         raise Unauthenticated(f"a certificate cannot carry the role {role.value}")
-    return Peer(name, role, cluster_id, certificate.not_valid_after_utc.timestamp())
+    expires_at = certificate.not_valid_after_utc.timestamp()
+    issued_at = min(certificate.not_valid_before_utc.timestamp() + BACKDATED_SECONDS, expires_at)
+    return Peer(name, role, cluster_id, expires_at, issued_at)
 
 
 def peer_from_auth_context(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
@@ -77,7 +84,9 @@ def peer_from_auth_context(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
 class TlsFiles:
     """Key, certificate and the cluster's CA certificate, in one directory (mode 0700).
 
-    `node.pem` may hold a chain. Replaced together by `write`, each file by rename, so that a reader never sees half a file.
+    `node.pem` holds the certificate and the CA's, so that a server shows the whole chain. The three names are links into a
+    directory `current`, itself a link to one generation of the files: `write` replaces all three by one rename, and neither
+    a reader nor a crash ever meets a key beside the certificate of another.
     """
 
     directory: Path
@@ -98,14 +107,31 @@ class TlsFiles:
         return self.key.exists() and self.certificate.exists() and self.ca.exists()
 
     def write(self, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
+        """Replaces key, certificate and CA certificate in one step that survives a crash."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path, data in ((self.ca, ca_pem), (self.key, key_pem), (self.certificate, certificate_pem)):
-            write_atomically(path, data)
+        before = self._generation()
+        generation = Path(tempfile.mkdtemp(prefix="generation-", dir=self.directory))
+        for name, data in ((self.ca.name, ca_pem), (self.key.name, key_pem), (self.certificate.name, certificate_pem)):
+            write_atomically(generation / name, data)
+            _link(self.directory / name, Path("current") / name)
+        _link(self.directory / "current", Path(generation.name))
+        _sync_directory(self.directory)
+        # The generation before stays: somebody may just be reading it.
+        for old in self.directory.glob("generation-*"):
+            if old not in (generation, before):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _generation(self) -> Path:
+        current = self.directory / "current"
+        return self.directory / current.readlink() if current.is_symlink() else self.directory
 
     def read(self) -> TlsMaterial:
         """Raises FailedPrecondition where a file is missing or not readable."""
+        place = self._generation()
         try:
-            return TlsMaterial(self.key.read_bytes(), self.certificate.read_bytes(), self.ca.read_bytes())
+            return TlsMaterial(
+                *((place / name).read_bytes() for name in (self.key.name, self.certificate.name, self.ca.name))
+            )
         except OSError as error:
             raise FailedPrecondition(f"the node's certificate cannot be read: {error}") from error
 
@@ -136,7 +162,21 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_directory(path.parent)
+
+
+def _link(path: Path, target: Path) -> None:
+    """Makes `path` a symbolic link to `target`, replacing what is there by rename."""
+    if path.is_symlink() and path.readlink() == target:
+        return
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:

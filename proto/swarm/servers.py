@@ -14,25 +14,26 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import grpc
 
 from swarm.authorization import authorize
 from swarm.channels import MAX_MESSAGE_BYTES
-from swarm.errors import InternalError, SwarmError, Unauthenticated, to_status
+from swarm.errors import InternalError, PermissionDenied, SwarmError, Unauthenticated, to_status
 from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role, TlsMaterial, peer_from_auth_context
 from swarm.names import SOCKET_GROUP
 
 log = logging.getLogger(__name__)
 
 REVOCATION_CHECK_PERIOD = 1.0  # seconds between looks at whether a stream's caller is still a member
-FORWARDED_PEER_KEY = (
-    "swarm-forwarded-peer"  # "ROLE NAME": set by a manager that forwards a call; believed of managers only
-)
+# "ROLE NAME": set by a manager that forwards a call; believed of managers only.
+FORWARDED_PEER_KEY = "swarm-forwarded-peer"
 
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -47,9 +48,22 @@ _OPTIONS: list[tuple[str, int]] = [
 _peer: ContextVar[Peer] = ContextVar("swarm_peer", default=ANONYMOUS_PEER)
 
 
+_forwarded: ContextVar[bool] = ContextVar("swarm_forwarded", default=False)
+
+
 def current_peer() -> Peer:
-    """The authenticated caller of the method that is being served."""
+    """The authenticated caller of the method that is being served (the first one, where a manager forwarded the call)."""
     return _peer.get()
+
+
+def is_forwarded() -> bool:
+    """Whether the call that is being served was forwarded by another manager."""
+    return _forwarded.get()
+
+
+def forwarded_peer_metadata(peer: Peer) -> tuple[tuple[str, str], ...]:
+    """The metadata by which a manager says for whom it forwards a call. Names are percent-encoded: metadata is ASCII."""
+    return ((FORWARDED_PEER_KEY, f"{peer.role.value} {quote(peer.name)}"),)
 
 
 class RpcServer:
@@ -162,33 +176,43 @@ class _Guard(grpc.aio.ServerInterceptor):
             )
         return make(wrapped, **codec)
 
-    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
-        peer = self._identify(context)
-        if peer.expires_at <= time.time():
-            raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
-        if self._is_revoked(peer):
-            raise Unauthenticated(f"{peer.name!r} was removed from the swarm")
-        authorize(method, peer)
-        return peer
+    def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Peer, ...]:
+        """Admits the caller of `method` or raises. Returns who must stay welcome while the call lasts: the caller, and
+        before it the manager that forwarded the call, if one did."""
+        caller = self._identify(context)
+        forwarded = self._forwarded_peer(caller, context)
+        peers = (caller,) if forwarded is None else (caller, forwarded)
+        self._still_welcome(peers)
+        authorize(method, peers[-1])
+        _peer.set(peers[-1])
+        _forwarded.set(forwarded is not None)
+        return peers
 
     def _identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
         if str(context.peer()).startswith("unix:"):
             return LOCAL_PEER
         if self.anonymous:
             return ANONYMOUS_PEER
-        peer = peer_from_auth_context(context.auth_context())
-        if peer.role is not Role.MANAGER:
-            return peer
+        return peer_from_auth_context(context.auth_context())
+
+    @staticmethod
+    def _forwarded_peer(caller: Peer, context: grpc.aio.ServicerContext[Any, Any]) -> Peer | None:
         for key, value in context.invocation_metadata() or ():
-            if key == FORWARDED_PEER_KEY:
-                role, _, name = str(value).partition(" ")
-                return Peer(name, Role(role), peer.cluster_id, peer.expires_at)
-        return peer
+            if key != FORWARDED_PEER_KEY:
+                continue
+            if caller.role is not Role.MANAGER:
+                raise PermissionDenied(f"{caller.name!r} is no manager and may not speak for others")
+            role, _, name = (value.decode() if isinstance(value, bytes) else value).partition(" ")
+            try:
+                return Peer(unquote(name), Role(role), caller.cluster_id, caller.expires_at, caller.issued_at)
+            except ValueError as error:
+                raise Unauthenticated(f"manager {caller.name!r} forwards for the unknown role {role!r}") from error
+        return None
 
     def _unary(self, method: str, behaviour: Any) -> Any:
         async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                _peer.set(self._admit(method, context))
+                self._admit(method, context)
                 return await behaviour(request, context)
             except SwarmError as error:
                 await _abort(context, error)
@@ -202,10 +226,10 @@ class _Guard(grpc.aio.ServerInterceptor):
     def _streaming(self, method: str, behaviour: Any) -> Any:
         async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
-                peer = self._admit(method, context)
-                _peer.set(peer)
-                async for answer in self._while_welcome(peer, behaviour(request, context)):
-                    yield answer
+                peers = self._admit(method, context)
+                async with contextlib.aclosing(self._while_welcome(peers, behaviour(request, context))) as answers:
+                    async for answer in answers:
+                        yield answer
             except SwarmError as error:
                 await _abort(context, error)
             except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
@@ -215,32 +239,68 @@ class _Guard(grpc.aio.ServerInterceptor):
 
         return serve
 
-    async def _while_welcome(self, peer: Peer, answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Passes on `answers` until they end, or until the caller's certificate expires or is revoked."""
-        waiting: asyncio.Task[Any] | None = None
+    async def _while_welcome(self, peers: tuple[Peer, ...], answers: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        """Passes on `answers` until they end, or until a caller's certificate expires or is revoked.
+
+        One task runs the handler from its first step to its last (a handler may hold task groups and timeouts, which
+        belong to a task); it waits until each answer was taken before it makes the next.
+        """
+        queue: asyncio.Queue[_Answer | _End] = asyncio.Queue(maxsize=1)
+        pump = asyncio.create_task(_pump(answers, queue))
         try:
             while True:
-                waiting = asyncio.ensure_future(anext(answers))
-                while not (await asyncio.wait({waiting}, timeout=REVOCATION_CHECK_PERIOD))[0]:
-                    self._still_welcome(peer)
-                self._still_welcome(peer)
-                try:
-                    yield waiting.result()
-                except StopAsyncIteration:
+                item = await self._next(peers, queue)
+                if isinstance(item, _End):
+                    if item.error is not None:
+                        raise item.error
                     return
+                yield item.value
         finally:
-            if waiting is not None and not waiting.done():
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
-            closing = getattr(answers, "aclose", None)
-            if closing is not None:
-                await closing()
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
 
-    def _still_welcome(self, peer: Peer) -> None:
-        if peer.expires_at <= time.time():
-            raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
-        if self._is_revoked(peer):
-            raise Unauthenticated(f"{peer.name!r} was removed from the swarm")
+    async def _next(self, peers: tuple[Peer, ...], queue: asyncio.Queue[_Answer | _End]) -> _Answer | _End:
+        while True:
+            try:
+                async with asyncio.timeout(REVOCATION_CHECK_PERIOD):
+                    item = await queue.get()
+            except TimeoutError:
+                self._still_welcome(peers)
+            else:
+                self._still_welcome(peers)
+                return item
+
+    def _still_welcome(self, peers: tuple[Peer, ...]) -> None:
+        for peer in peers:
+            if peer.expires_at <= time.time():
+                raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
+            if self._is_revoked(peer):
+                raise Unauthenticated(f"{peer.name!r} is not, or no longer, a member of this swarm")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    value: Any
+
+
+@dataclass(frozen=True)
+class _End:
+    error: Exception | None
+
+
+async def _pump(answers: AsyncIterator[Any], queue: asyncio.Queue[_Answer | _End]) -> None:
+    """Runs a handler, hands over each answer, and at the end how it ended."""
+    error: Exception | None = None
+    try:
+        async for value in answers:
+            await queue.put(_Answer(value))
+    except Exception as failure:  # noqa: BLE001 – raised again by who takes the answers
+        error = failure
+    finally:
+        closing = getattr(answers, "aclose", None)
+        if closing is not None:
+            await closing()
+    await queue.put(_End(error))
 
 
 def _unexpected(method: str, error: Exception) -> InternalError:
