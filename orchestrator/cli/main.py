@@ -1,0 +1,209 @@
+"""The program `swarmctl`: its table of commands, its global options, and how it ends.
+
+Nothing is imported here that a command may not need: commands live in `orchestrator.cli.commands` and are imported when
+they run (`lazy`); gRPC comes in with the first call, rich where a terminal is written to. Whatever goes wrong ends in one
+sentence on stderr and an exit code of `swarm.errors` (docs/exit-codes.md); `SWARMCTL_DEBUG=1` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.lazy import CONTEXT_SETTINGS, REST_IS_COMMAND, Entry, Group, LazyGroup, lazy_group
+from orchestrator.cli.target import Target
+
+EXIT_INTERNAL, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+GROUPS: dict[str, Group] = {
+    "service": Group(
+        "Run and change services",
+        {
+            "create": Entry("service_create:create", "Create a service", REST_IS_COMMAND),
+            "ls": Entry("services:ls", "List services"),
+            "ps": Entry("services:ps", "List the tasks of services"),
+            "inspect": Entry("services:inspect", "Show services in full"),
+            "scale": Entry("services:scale", "Set the number of replicas of services"),
+            "update": Entry("service_update:update", "Change a service"),
+            "rollback": Entry("services:rollback", "Return a service to its previous revision"),
+            "logs": Entry("service_logs:logs", "Show the output of a service or a task"),
+            "rm": Entry("services:rm", "Remove services"),
+        },
+    ),
+    "node": Group(
+        "Manage the hosts of the swarm",
+        {
+            "ls": Entry("nodes:ls", "List nodes"),
+            "inspect": Entry("nodes:inspect", "Show nodes in full"),
+            "ps": Entry("nodes:ps", "List the tasks on nodes"),
+            "update": Entry("nodes:update", "Change a node's availability, role or labels"),
+            "promote": Entry("nodes:promote", "Make nodes managers"),
+            "demote": Entry("nodes:demote", "Make managers workers again"),
+            "rm": Entry("nodes:rm", "Remove nodes from the swarm"),
+        },
+    ),
+    "network": Group(
+        "Manage overlay networks",
+        {
+            "create": Entry("networks:create", "Create a network"),
+            "ls": Entry("networks:ls", "List networks"),
+            "inspect": Entry("networks:inspect", "Show networks in full"),
+            "rm": Entry("networks:rm", "Remove networks"),
+        },
+    ),
+    "image": Group(
+        "Build, move and list images on a host",
+        {
+            "build": Entry("image_build:build", "Build an image from a directory"),
+            "pull": Entry("images:pull", "Fetch images from a registry"),
+            "push": Entry("images:push", "Send images to a registry"),
+            "ls": Entry("images:ls", "List the images of a host"),
+            "rm": Entry("images:rm", "Remove images from a host"),
+            "import": Entry("images:import_", "Make an image from a root filesystem (tar)"),
+            "load": Entry("images:load", "Read images from an archive"),
+            "save": Entry("images:save", "Write images to an archive"),
+        },
+    ),
+    "swarm": Group(
+        "Found, join, leave and change the swarm",
+        {
+            "init": Entry("swarm:init", "Found a swarm on this host"),
+            "join": Entry("swarm:join", "Join this host to a swarm"),
+            "join-token": Entry("swarm:join_token", "Show or rotate join tokens"),
+            "leave": Entry("swarm:leave", "Take this host out of its swarm"),
+            "update": Entry("swarm:update", "Change settings of the swarm"),
+            "ca": Entry("swarm:ca", "Print the certificate of the swarm's authority"),
+        },
+    ),
+    "cert": Group(
+        "Certificates for people and for services beside the swarm",
+        {"issue": Entry("certificates:issue", "Make a key and have the swarm certify it")},
+    ),
+}
+
+COMMANDS: dict[str, Entry] = {
+    "lab": Entry("lab:app", "A whole swarm on this machine, each host a network namespace"),
+    "info": Entry("information:info", "Show this host, its swarm and the managers' consensus"),
+    "version": Entry("information:version", "Show the version of this program and of the manager"),
+}
+
+
+class Root(LazyGroup):
+    """The program's own group."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.subcommand_metavar = "COMMAND [ARGS]…"
+        self.fill(COMMANDS)
+        self.commands = {**{name: lazy_group(name, group) for name, group in GROUPS.items()}, **self.commands}
+
+
+app = typer.Typer(
+    cls=Root,
+    name="swarmctl",
+    help="Drive a swarm: services, nodes, networks, images.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    context_settings=CONTEXT_SETTINGS,
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"swarmctl version {version('swarmctl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    context: typer.Context,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", "-H", envvar="SWARM_HOST", metavar="ADDRESS",
+            help="Manager to talk to: unix:///PATH/control.sock or HOST:PORT[,HOST:PORT…]",
+        ),
+    ] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option("--tls", envvar="SWARM_TLS", metavar="DIR", help="Directory with node.key, node.pem and ca.pem"),
+    ] = None,
+    lab: Annotated[
+        str | None, typer.Option("--lab", envvar="SWARM_LAB", metavar="NAME", help="Talk to this lab on this machine")
+    ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", envvar="SWARM_NODE", metavar="NAME", help="Talk to this host of the lab, and to no other"),
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit")
+    ] = False,
+) -> None:  # fmt: skip
+    context.obj = Target(host=host, tls=tls, lab=lab, node=node)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    debug = os.environ.get("SWARMCTL_DEBUG", "") not in ("", "0")
+    try:
+        result = typer.main.get_command(app).main(list(arguments), prog_name="swarmctl", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has enough. The rest of the buffer must not fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except typer.Abort:
+        return _complain("aborted", EXIT_INTERNAL)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_INTERNAL
+    except Exception as error:  # noqa: BLE001 – the last fence: people get a sentence, and the traceback where they ask
+        if debug:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Prints an error as a sentence and returns its exit code."""
+    show = getattr(error, "show", None)
+    if show is not None:  # a usage error of typer's; it prints the usage of the command too
+        show()
+        return int(getattr(error, "exit_code", EXIT_USAGE))
+    # Not imported for its own sake: a SwarmError can only come from where the module is loaded already.
+    errors = sys.modules.get("swarm.errors")
+    if errors is not None and isinstance(error, errors.SwarmError):
+        return _complain(str(error), error.exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror.lower()}", EXIT_INTERNAL)
+    return _complain(
+        f"swarmctl failed unexpectedly ({type(error).__name__}: {error}); SWARMCTL_DEBUG=1 shows where", EXIT_INTERNAL
+    )
+
+
+def _complain(sentence: str, exit_code: int) -> int:
+    print(f"Error: {sentence}", file=sys.stderr)  # noqa: T201 – the program's own output
+    return exit_code
+
+
+def main() -> None:
+    """Entry point of the program."""
+    gc.disable()  # a command is over before collecting would pay
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = code or 0
+    # Skips tearing down gRPC's threads and the interpreter: nothing is left to be written.
+    os._exit(code)

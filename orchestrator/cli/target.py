@@ -1,0 +1,158 @@
+"""Which managers and which node daemon a command talks to.
+
+`Target` holds what the user said (flags or environment); `find` looks at the host and returns where to knock: the
+managers' control sockets or addresses, and the local daemons' sockets. The order: `--host`; `--lab`/`--node`; this host's
+own `/run/swarm`; the lab named `default`. Nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUN_DIRECTORY = Path("/run/swarm")
+LAB_DIRECTORY = Path("/run/swarm-lab")
+CONTROL_SOCKET, NODE_SOCKET = "control.sock", "swarmd.sock"
+DEFAULT_LAB = "default"
+CLUSTER_PORT = 2378
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One place to knock at: a Unix socket, or HOST:PORT with the certificate in `tls`."""
+
+    name: str  # for messages: "m1", "this host", "10.0.0.1:2378"
+    address: str
+    tls: Path | None = None
+
+    @property
+    def socket(self) -> Path | None:
+        """The socket's path; None for a network address."""
+        return Path(self.address) if self.address.startswith("/") else None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to knock, in order. `lab` is the lab's name where it is one."""
+
+    control: tuple[Endpoint, ...]
+    daemons: tuple[Endpoint, ...]
+    lab: str = ""
+    remote: bool = False  # named by --host
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the user said about where to talk."""
+
+    host: str | None = None
+    tls: str | None = None
+    lab: str | None = None
+    node: str | None = None
+
+    def find(self, run_directory: Path | None = None, lab_directory: Path | None = None) -> Places:
+        """Raises InvalidArgument for settings that make no sense, NotFound for a lab or node that is not there."""
+        run_directory = run_directory or RUN_DIRECTORY
+        lab_directory = lab_directory or LAB_DIRECTORY
+        if self.host and (self.lab or self.node):
+            raise _invalid("--host and --lab or --node exclude each other; give one (see SWARM_HOST, SWARM_LAB, SWARM_NODE)")
+        if self.host:
+            return _named(self.host, self.tls)
+        if self.lab or self.node:
+            return _lab(lab_directory, self.lab or DEFAULT_LAB, self.node)
+        here = _host("this host", run_directory)
+        if here.control or here.daemons:
+            return here
+        if (lab_directory / DEFAULT_LAB / "lab.json").exists():
+            return _lab(lab_directory, DEFAULT_LAB, None)
+        return here
+
+
+def _named(host: str, tls: str | None) -> Places:
+    if host.startswith("unix://"):
+        path = Path(host.removeprefix("unix://"))
+        if not path.is_absolute():
+            raise _invalid(f"--host {host}: the path of a socket starts with a slash, as in unix:///run/swarm/control.sock")
+        if path.is_dir():
+            return _host(str(path), path)
+        daemon = path.with_name(NODE_SOCKET)
+        daemons = (Endpoint(str(daemon), str(daemon)),) if daemon.exists() else ()
+        return Places((Endpoint(str(path), str(path)),), daemons, remote=True)
+    if host.startswith("/"):
+        return _named(f"unix://{host}", tls)
+    if not tls:
+        raise _invalid(
+            f"--host {host}: a manager's network port needs a certificate; give the directory that `swarmctl cert issue` "
+            "wrote with --tls or SWARM_TLS"
+        )
+    addresses = [_with_port(word.strip().removeprefix("tcp://")) for word in host.split(",") if word.strip()]
+    if not addresses:
+        raise _invalid(f"--host {host!r} names no manager; write HOST:PORT or unix:///PATH/control.sock")
+    return Places(tuple(Endpoint(address, address, Path(tls)) for address in addresses), (), remote=True)
+
+
+def _with_port(address: str) -> str:
+    name, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]") or (address.count(":") > 1 and not address.startswith("[")):
+        bare = address if address.startswith("[") or ":" not in address else f"[{address}]"
+        return f"{bare}:{CLUSTER_PORT}"
+    if not name or not port.isdigit() or not 0 < int(port) < 65536:
+        raise _invalid(f"--host {address}: {port!r} is not a port; write HOST:PORT, as in 10.0.0.1:{CLUSTER_PORT}")
+    return address
+
+
+def _host(name: str, directory: Path) -> Places:
+    control, daemon = directory / CONTROL_SOCKET, directory / NODE_SOCKET
+    return Places(
+        (Endpoint(name, str(control)),) if _exists(control) else (),
+        (Endpoint(name, str(daemon)),) if _exists(daemon) else (),
+    )
+
+
+def _lab(lab_directory: Path, name: str, node: str | None) -> Places:
+    nodes = _read_lab(lab_directory / name / "lab.json", name)
+    if node is not None:
+        chosen = [one for one in nodes if one.get("name") == node]
+        if not chosen:
+            names = ", ".join(str(one.get("name")) for one in nodes)
+            raise _not_found(f"the lab {name!r} has no host {node!r}; its hosts are {names}")
+        nodes = chosen
+    control: list[Endpoint] = []
+    daemons: list[Endpoint] = []
+    # Managers first. A host that was promoted is known by its socket, whatever the lab's file says of it.
+    for one in sorted(nodes, key=lambda one: one.get("role") != "manager"):
+        places = _host(str(one.get("name")), Path(str(one.get("run_dir"))))
+        control.extend(places.control)
+        daemons.extend(places.daemons)
+    return Places(tuple(control), tuple(daemons), lab=name)
+
+
+def _read_lab(path: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        nodes = json.loads(path.read_text())["nodes"]
+    except FileNotFoundError as error:
+        raise _not_found(f"no lab {name!r} runs on this machine; `swarmctl lab up` starts one") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _invalid(f"{path} cannot be understood ({error}); `swarmctl lab down` and `lab up` write it anew") from error
+    return [one for one in nodes if isinstance(one, dict)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return True  # in a directory that we may not enter: knocking will say so
+
+
+def _invalid(sentence: str) -> Exception:
+    from swarm.errors import InvalidArgument
+
+    return InvalidArgument(sentence)
+
+
+def _not_found(sentence: str) -> Exception:
+    from swarm.errors import NotFound
+
+    return NotFound(sentence)
