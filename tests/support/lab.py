@@ -1,0 +1,205 @@
+"""A lab as a test sees it: `swarmctl` as a user runs it, requests to published ports, faults, and bounded waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.lab import hosts, lab
+from orchestrator.lab.layout import LabHost, LabLayout
+from orchestrator.lab.quickstart import BUSYBOX, EXAMPLE
+
+T = TypeVar("T")
+SWARMCTL = Path(sys.executable).parent / "swarmctl"
+
+
+class CommandFailed(AssertionError):
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        super().__init__(f"{' '.join(map(str, done.args))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        self.done = done
+
+
+def eventually(check: Callable[[], T], *, timeout: float = 30.0, period: float = 0.1) -> T:
+    """The first true value that `check` returns; an exception or a false value counts as "not yet". Bounded."""
+    end = time.monotonic() + timeout
+    last: object = None
+    while True:
+        try:
+            found = check()
+            if found:
+                return found
+            last = found
+        except (AssertionError, OSError, KeyError, IndexError) as error:
+            last = error
+        if time.monotonic() > end:
+            raise AssertionError(f"did not happen within {timeout:g} s; last seen: {last!r}")
+        time.sleep(period)
+
+
+class TestLab:
+    """One running lab."""
+
+    __test__ = False
+
+    def __init__(self, layout: LabLayout) -> None:
+        self.layout = layout
+
+    @property
+    def name(self) -> str:
+        return self.layout.name
+
+    def host(self, name: str) -> LabHost:
+        return self.layout.host(name)
+
+    # ------------------------------------------------------------------------------------------------- commands
+
+    def run(self, *arguments: str, node: str = "", timeout: float = 90) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SWARM_LAB": self.name, "NO_COLOR": "1", "COLUMNS": "250"}
+        environment.pop("SWARM_HOST", None)
+        if node:
+            environment["SWARM_NODE"] = node
+        return subprocess.run(
+            [str(SWARMCTL), *arguments], capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
+
+    def swarmctl(self, *arguments: str, node: str = "", timeout: float = 90) -> str:
+        """Standard output; raises CommandFailed where the command fails."""
+        done = self.run(*arguments, node=node, timeout=timeout)
+        if done.returncode != 0:
+            raise CommandFailed(done)
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.swarmctl(*arguments, "--format", "json"))
+
+    def refused(self, *arguments: str) -> tuple[int, str]:
+        """(exit code, what it said) of a command that must fail, without a traceback."""
+        done = self.run(*arguments)
+        assert done.returncode != 0, f"{arguments} was accepted: {done.stdout}"
+        said = done.stderr.strip()
+        assert said, f"{arguments} failed silently"
+        assert "Traceback" not in said + done.stdout, said
+        return done.returncode, said
+
+    # ------------------------------------------------------------------------------------------------- looking
+
+    def tasks(self, service: str, *, desired: str = "running") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.json("service", "ps", service, "--filter", f"desired-state={desired}")
+        return found
+
+    def running(self, service: str) -> list[dict[str, Any]]:
+        return [task for task in self.tasks(service) if task["current_state"].lower().startswith("running")]
+
+    def wait_running(self, service: str, count: int, *, timeout: float = 30) -> list[dict[str, Any]]:
+        def check() -> list[dict[str, Any]]:
+            found = self.running(service)
+            assert len(found) == count, found
+            return found
+
+        return eventually(check, timeout=timeout) if count else []
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        return {node["hostname"]: node for node in self.json("node", "ls")}
+
+    def leader(self) -> str:
+        return next(name for name, node in self.nodes().items() if str(node["manager_status"]).lower() == "leader")
+
+    def get(self, host: str, port: int, path: str = "/cgi-bin/whoami", timeout: float = 3.0) -> str:
+        address = self.host(host).address
+        with urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=timeout) as response:
+            return str(response.read().decode().strip())
+
+    def who(self, host: str, port: int) -> str:
+        """The container id that answers."""
+        found = re.match(r"container (\S+)", self.get(host, port))
+        assert found is not None
+        return found[1]
+
+    def task_pid(self, task_id: str) -> tuple[str, int]:
+        """(host, process id) of a running task's first process, found by its cgroup."""
+        for host in self.layout.hosts:
+            for pid in hosts.processes(host).all:
+                try:
+                    cgroup = Path(f"/proc/{pid}/cgroup").read_text()
+                    if f"{host.cgroup}/" in cgroup and task_id in cgroup and "conmon" not in _comm(pid):
+                        return host.name, pid
+                except OSError:
+                    continue
+        raise AssertionError(f"no process of task {task_id}")
+
+    def inside(self, task_id: str, *command: str, timeout: float = 15) -> str:
+        """Runs a busybox command in the namespaces of a running task."""
+        _, pid = self.task_pid(task_id)
+        done = subprocess.run(
+            ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--pid", *command],
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise CommandFailed(done)
+        return done.stdout
+
+    # -------------------------------------------------------------------------------------------------- faults
+
+    def cut(self, host: str) -> None:
+        asyncio.run(lab.cut(self.layout, self.host(host)))
+
+    def heal(self, host: str) -> None:
+        asyncio.run(lab.heal(self.layout, self.host(host)))
+
+    def kill(self, host: str) -> None:
+        asyncio.run(lab.kill(self.layout, self.host(host)))
+
+    def start(self, host: str) -> None:
+        asyncio.run(lab.start(self.layout, self.host(host)))
+
+    def wait_ready(self, *names: str, timeout: float = 60) -> None:
+        asyncio.run(lab.wait_ready(self.layout, set(names) or {host.name for host in self.layout.hosts}, timeout))
+
+    def kill_daemon(self, host: str) -> None:
+        """kill -9 of `swarmd` alone: its containers and the manager go on."""
+        pid = hosts.processes(self.host(host)).daemon
+        assert pid is not None
+        hosts.kill([pid], signal.SIGKILL)
+        eventually(lambda: hosts.processes(self.host(host)).daemon != pid)
+
+    def kill_manager(self, host: str) -> None:
+        """kill -9 of the manager process alone; `swarmd` starts it again."""
+        pid = hosts.processes(self.host(host)).manager
+        assert pid is not None
+        hosts.kill([pid], signal.SIGKILL)
+
+    def start_daemon(self, host: str) -> None:
+        asyncio.run(hosts.start_daemon(self.host(host)))
+
+    # -------------------------------------------------------------------------------------------------- images
+
+    def build_web(self, tag: str = "web") -> None:
+        """The example image, built on the first host and pushed to the lab's registry."""
+        with tempfile.TemporaryDirectory(prefix="swarm-test-") as directory:
+            context = Path(directory) / "web"
+            shutil.copytree(EXAMPLE, context)
+            shutil.copy(BUSYBOX, context / "busybox")
+            self.swarmctl("image", "build", "-t", tag, str(context), timeout=120)
+
+    def remove_services(self) -> None:
+        """Every service gone, with all its tasks."""
+        names = [service["name"] for service in self.json("service", "ls")]
+        if names:
+            self.swarmctl("service", "rm", *names)
+        eventually(lambda: self.json("service", "ls") == [], timeout=60)
+
+
+def _comm(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
