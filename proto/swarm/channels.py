@@ -51,3 +51,16 @@ def open_enrolment_channel(address: str, ca_pem: bytes, expected_name: str) -> g
 def open_local(socket: Path) -> grpc.aio.Channel:
     """A channel to a daemon's socket on this host."""
     return grpc.aio.insecure_channel(f"unix:{socket}", options=[*_OPTIONS, ("grpc.default_authority", "localhost")])
+
+
+def open_blocking_channel(address: str, tls: TlsMaterial, expected_name: str) -> grpc.Channel:
+    """As `open_channel`, for a program without an event loop (`swarmctl`)."""
+    credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
+    return grpc.secure_channel(
+        address, credentials, options=[*_OPTIONS, ("grpc.ssl_target_name_override", expected_name)]
+    )
+
+
+def open_blocking_local(socket: Path) -> grpc.Channel:
+    """As `open_local`, for a program without an event loop."""
+    return grpc.insecure_channel(f"unix:{socket}", options=[*_OPTIONS, ("grpc.default_authority", "localhost")])

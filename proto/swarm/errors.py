@@ -127,6 +127,11 @@ def _all_kinds() -> dict[str, type[SwarmError]]:
     return found
 
 
+def kind_named(name: str) -> type[SwarmError]:
+    """The class of that name (`SwarmError.kind`); InternalError where this version does not know it."""
+    return _all_kinds().get(name, InternalError)
+
+
 _BY_STATUS: dict[grpc.StatusCode, type[SwarmError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.NOT_FOUND: NotFound,
@@ -150,7 +155,8 @@ def to_status(error: SwarmError) -> tuple[grpc.StatusCode, str, tuple[tuple[str,
 
 def from_rpc(error: grpc.RpcError, peer: str = "") -> SwarmError:
     """The error that a call failed with. `peer` names whom we called, for failures of the connection itself."""
-    if not isinstance(error, grpc.aio.AioRpcError):
+    # Both kinds of stubs raise an error that is a call as well, with the same three methods.
+    if not isinstance(error, (grpc.aio.AioRpcError, grpc.Call)):
         return InternalError(f"the call failed: {error}")
     details = error.details() or error.code().name.lower()
     for key, value in error.trailing_metadata() or ():
