@@ -1,0 +1,84 @@
+"""What a cluster under measurement must offer, whoever made it. Commands go through the product's own command line,
+detached; observations through its own API, polled at the same period."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+POLL_PERIOD = 0.02
+TIMEOUT = 120.0
+
+
+class Missed(Exception):
+    """Something that was waited for did not happen in time: told as a miss, not hidden."""
+
+
+class Subject(Protocol):
+    name: str
+
+    def up(self) -> None: ...
+
+    def down(self) -> None: ...
+
+    def create(self, service: str, replicas: int, *, network: str = "") -> None: ...
+
+    def running(self, service: str) -> int:
+        """Tasks that run and shall run."""
+        ...
+
+    def remove(self, service: str) -> None: ...
+
+    def containers(self) -> int:
+        """Container processes on all hosts."""
+        ...
+
+    def create_network(self, network: str) -> None: ...
+
+    def update(self, service: str, *, parallelism: int, monitor: float) -> None: ...
+
+    def updated(self, service: str) -> bool: ...
+
+    def cut_worker(self) -> str: ...
+
+    def running_elsewhere(self, service: str, worker: str) -> int: ...
+
+    def cut_leader(self) -> str: ...
+
+    def heal(self, host: str) -> None: ...
+
+    def write(self, name: str) -> bool:
+        """Tries to create a network through a manager that was not cut off; whether it was accepted."""
+        ...
+
+    def healthy(self) -> bool:
+        """All hosts ready and all managers reachable."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Resident KiB of the daemons of each host (monitors of containers left out)."""
+        ...
+
+    def monitor_memory(self) -> list[int]:
+        """Resident KiB of each container's monitor."""
+        ...
+
+
+def wait(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> float:
+    """Seconds until `condition` holds. Raises Missed."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > timeout:
+            raise Missed(f"{what}: not within {timeout:g} s")
+        time.sleep(POLL_PERIOD)
+    return time.monotonic() - start
+
+
+def resident(pid: int) -> int:
+    """Resident KiB of a process; 0 where it has ended."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next((int(line.split()[1]) for line in status if line.startswith("VmRSS")), 0)
+    except OSError:
+        return 0
