@@ -1,0 +1,351 @@
+"""Tables that never change: a persistent map of objects by id, and the indexes beside it.
+
+A snapshot holds one table of each kind. `Table.edit()` gives an `Editor` that collects puts and deletes and ends in a new
+table, which shares everything untouched with the old one. Readers on other threads keep the table that they took.
+
+Most indexes are `key → ids`, a short tuple. Tasks are many, so theirs are maps of maps: by service and slot, by node, and
+by network and address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, ClassVar, Generic, TypeVar
+
+from immutables import Map
+from swarm.v1.types_pb2 import (
+    PORT_PROTOCOL_UDP,
+    PUBLISH_MODE_HOST,
+    Network,
+    Node,
+    PortConfig,
+    Service,
+    ServiceRevision,
+    Task,
+)
+
+T = TypeVar("T", bound=Node | Service | ServiceRevision | Task | Network)
+
+IndexKey = tuple[str, Hashable]  # (name of the index, key in it)
+SlotKey = int | str  # a slot, or the node of a global service's task
+PortKey = tuple[str, int]  # ("tcp", 80)
+
+
+def port_key(port: PortConfig) -> PortKey:
+    return ("udp" if port.protocol == PORT_PROTOCOL_UDP else "tcp"), port.published_port
+
+
+def node_name(node: Node) -> str:
+    """What people call the node: its given name, else the host's."""
+    return node.spec.name or node.description.hostname
+
+
+def slot_key(task: Task) -> SlotKey:
+    """What identifies the task's place in its service: its slot, or its node where the service is global."""
+    return task.slot or task.node_id
+
+
+def bare_address(cidr: str) -> str:
+    """`10.0.16.5` of `10.0.16.5/20`."""
+    return cidr.partition("/")[0]
+
+
+class Table(Generic[T]):
+    """Objects of one kind by id. Iteration is over objects, in no particular order."""
+
+    __slots__ = ("_index", "_objects")
+
+    def __init__(self, objects: Map[str, T] | None = None, index: Map[IndexKey, tuple[str, ...]] | None = None) -> None:
+        self._objects: Map[str, T] = Map() if objects is None else objects
+        self._index: Map[IndexKey, tuple[str, ...]] = Map() if index is None else index
+
+    def get(self, id_: str) -> T | None:
+        return self._objects.get(id_)
+
+    def __getitem__(self, id_: str) -> T:
+        return self._objects[id_]
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._objects
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._objects.values())
+
+    def ids(self) -> Iterable[str]:
+        return self._objects.keys()
+
+    def with_prefix(self, prefix: str) -> list[T]:
+        """The objects whose id begins with `prefix`."""
+        return [obj for id_, obj in self._objects.items() if id_.startswith(prefix)]
+
+    def _find(self, index: str, key: Hashable) -> tuple[T, ...]:
+        return tuple(self._objects[id_] for id_ in self._index.get((index, key), ()))
+
+    @staticmethod
+    def index_keys(obj: T) -> Iterable[IndexKey]:
+        """Where `obj` is to be found, beside its id."""
+        return ()
+
+    def edit(self) -> Editor[T]:
+        return Editor(self)
+
+
+class Editor(Generic[T]):
+    """Collects changes of one table. `finish` gives the table with them; the first table stays as it was."""
+
+    def __init__(self, table: Table[T]) -> None:
+        self._table = table
+        self._objects = table._objects.mutate()
+        self._index = table._index.mutate()
+
+    def get(self, id_: str) -> T | None:
+        return self._objects.get(id_)
+
+    def find(self, index: str, key: Hashable) -> tuple[str, ...]:
+        """The ids at `key` of an index."""
+        return self._index.get((index, key), ())
+
+    def put(self, obj: T) -> None:
+        old = self._objects.get(obj.id)
+        self._objects[obj.id] = obj
+        self._reindex(old, obj, obj.id)
+
+    def delete(self, id_: str) -> None:
+        old = self._objects.pop(id_)
+        self._reindex(old, None, id_)
+
+    def _reindex(self, old: T | None, new: T | None, id_: str) -> None:
+        before = set() if old is None else set(self._table.index_keys(old))
+        after = set() if new is None else set(self._table.index_keys(new))
+        for key in before - after:
+            remaining = tuple(other for other in self._index[key] if other != id_)
+            if remaining:
+                self._index[key] = remaining
+            else:
+                del self._index[key]
+        for key in after - before:
+            self._index[key] = (*self._index.get(key, ()), id_)
+
+    def finish(self) -> Table[T]:
+        return type(self._table)(self._objects.finish(), self._index.finish())
+
+
+class NodeTable(Table[Node]):
+    """Nodes, by name and number. Names of hosts may be shared; given names are unique."""
+
+    __slots__ = ()
+
+    def named(self, name: str) -> tuple[Node, ...]:
+        return self._find("name", name)
+
+    def by_number(self, number: int) -> Node | None:
+        return next(iter(self._find("number", number)), None)
+
+    @staticmethod
+    def index_keys(obj: Node) -> Iterable[IndexKey]:
+        keys: list[IndexKey] = [("name", node_name(obj))]
+        if obj.number:
+            keys.append(("number", obj.number))
+        return keys
+
+
+class ServiceTable(Table[Service]):
+    """Services, by name and by the ports that they publish through the mesh. A service that is being removed has given up
+    its name and its ports."""
+
+    __slots__ = ()
+
+    def by_name(self, name: str) -> Service | None:
+        """The service of that name; one that is being removed only where there is no other."""
+        live = self._find("name", name)
+        return live[0] if live else next(iter(self._find("removing", name)), None)
+
+    def publishing(self, key: PortKey) -> Service | None:
+        """The service that holds an ingress port."""
+        return next(iter(self._find("port", key)), None)
+
+    @staticmethod
+    def index_keys(obj: Service) -> Iterable[IndexKey]:
+        if obj.removing:
+            return [("removing", obj.spec.name)]
+        keys: list[IndexKey] = [("name", obj.spec.name)]
+        for ports in (obj.spec.ports, obj.published_ports):
+            keys += [
+                ("port", port_key(port)) for port in ports if port.published_port and port.mode != PUBLISH_MODE_HOST
+            ]
+        return keys
+
+
+class RevisionTable(Table[ServiceRevision]):
+    """Service revisions, by service."""
+
+    __slots__ = ()
+
+    def of_service(self, service_id: str) -> tuple[ServiceRevision, ...]:
+        return self._find("service", service_id)
+
+    @staticmethod
+    def index_keys(obj: ServiceRevision) -> Iterable[IndexKey]:
+        return [("service", obj.service_id)]
+
+
+class NetworkTable(Table[Network]):
+    """Networks, by name and VNI."""
+
+    __slots__ = ()
+
+    def by_name(self, name: str) -> Network | None:
+        return next(iter(self._find("name", name)), None)
+
+    def by_vni(self, vni: int) -> Network | None:
+        return next(iter(self._find("vni", vni)), None)
+
+    def ingress(self) -> Network | None:
+        """The network of the published ports."""
+        return next(iter(self._find("ingress", True)), None)
+
+    @staticmethod
+    def index_keys(obj: Network) -> Iterable[IndexKey]:
+        keys: list[IndexKey] = [("name", obj.spec.name)]
+        if obj.vni:
+            keys.append(("vni", obj.vni))
+        if obj.spec.ingress:
+            keys.append(("ingress", True))
+        return keys
+
+
+_Nested = Map[str, Map[Any, Any]]
+
+
+class TaskTable(Table[Task]):
+    """Tasks, by service and slot, by node, and by network and address."""
+
+    __slots__ = ("_by_network", "_by_node", "_by_service")
+
+    EMPTY: ClassVar[Map[Any, Any]] = Map()
+
+    def __init__(
+        self,
+        objects: Map[str, Task] | None = None,
+        by_service: _Nested | None = None,
+        by_node: _Nested | None = None,
+        by_network: _Nested | None = None,
+    ) -> None:
+        super().__init__(objects)
+        self._by_service: Map[str, Map[SlotKey, tuple[str, ...]]] = Map() if by_service is None else by_service
+        self._by_node: Map[str, Map[str, None]] = Map() if by_node is None else by_node
+        self._by_network: Map[str, Map[str, str]] = Map() if by_network is None else by_network
+
+    def of_service(self, service_id: str) -> Iterator[Task]:
+        objects = self._objects
+        return (objects[id_] for ids in self._by_service.get(service_id, self.EMPTY).values() for id_ in ids)
+
+    def slots(self, service_id: str) -> Iterator[tuple[SlotKey, tuple[Task, ...]]]:
+        """Each slot of a service (node, where it is global; "" while a global task has none) with its tasks, oldest first."""
+        objects = self._objects
+        for key, ids in self._by_service.get(service_id, self.EMPTY).items():
+            yield key, tuple(objects[id_] for id_ in ids)
+
+    def in_slot(self, service_id: str, key: SlotKey) -> tuple[Task, ...]:
+        """The tasks of one slot, oldest first."""
+        ids = self._by_service.get(service_id, self.EMPTY).get(key, ())
+        return tuple(self._objects[id_] for id_ in ids)
+
+    def service_ids(self) -> Iterable[str]:
+        """The services that have tasks, also those that are gone themselves."""
+        return self._by_service.keys()
+
+    def on_node(self, node_id: str) -> Iterator[Task]:
+        objects = self._objects
+        return (objects[id_] for id_ in self._by_node.get(node_id, self.EMPTY))
+
+    def count_on_node(self, node_id: str) -> int:
+        return len(self._by_node.get(node_id, self.EMPTY))
+
+    def on_network(self, network_id: str) -> Iterator[Task]:
+        objects = self._objects
+        return (objects[id_] for id_ in self._by_network.get(network_id, self.EMPTY).values())
+
+    def addresses(self, network_id: str) -> Map[str, str]:
+        """Address (no prefix length) → task id, of every task that holds one on the network."""
+        return self._by_network.get(network_id, self.EMPTY)
+
+    def edit(self) -> TaskEditor:
+        return TaskEditor(self)
+
+
+class TaskEditor(Editor[Task]):
+    """As `Editor`, for the nested indexes of tasks."""
+
+    def __init__(self, table: TaskTable) -> None:
+        super().__init__(table)
+        self._by_service = table._by_service.mutate()
+        self._by_node = table._by_node.mutate()
+        self._by_network = table._by_network.mutate()
+
+    def holder(self, network_id: str, address: str) -> str:
+        """The task that holds an address of a network; empty where it is free."""
+        owner: str = self._by_network.get(network_id, TaskTable.EMPTY).get(address, "")
+        return owner
+
+    def _reindex(self, old: Task | None, new: Task | None, id_: str) -> None:
+        if old is not None and new is not None and old.service_id == new.service_id and slot_key(old) == slot_key(new):
+            pass  # most writes are statuses: nothing moves
+        else:
+            if old is not None:
+                self._leave_slot(old.service_id, slot_key(old), id_)
+            if new is not None:
+                slots = self._by_service.get(new.service_id, TaskTable.EMPTY)
+                key = slot_key(new)
+                self._by_service[new.service_id] = slots.set(key, (*slots.get(key, ()), id_))
+        old_node, new_node = (old.node_id if old is not None else ""), (new.node_id if new is not None else "")
+        if old_node != new_node:
+            _nested_delete(self._by_node, old_node, id_)
+            if new_node:
+                self._by_node[new_node] = self._by_node.get(new_node, TaskTable.EMPTY).set(id_, None)
+        before, after = _places(old), _places(new)
+        if before != after:
+            for network_id, address in before - after:
+                if self.holder(network_id, address) == id_:
+                    _nested_delete(self._by_network, network_id, address)
+            for network_id, address in after - before:
+                self._by_network[network_id] = self._by_network.get(network_id, TaskTable.EMPTY).set(address, id_)
+
+    def _leave_slot(self, service_id: str, key: SlotKey, id_: str) -> None:
+        slots = self._by_service[service_id]
+        remaining = tuple(other for other in slots[key] if other != id_)
+        if remaining:
+            self._by_service[service_id] = slots.set(key, remaining)
+        else:
+            _nested_delete(self._by_service, service_id, key)
+
+    def finish(self) -> TaskTable:
+        return TaskTable(
+            self._objects.finish(), self._by_service.finish(), self._by_node.finish(), self._by_network.finish()
+        )
+
+
+def _places(task: Task | None) -> set[tuple[str, str]]:
+    if task is None or not task.attachments:
+        return set()
+    return {(attachment.network_id, bare_address(attachment.address)) for attachment in task.attachments}
+
+
+def _nested_delete(outer: Any, key: str, inner_key: SlotKey) -> None:
+    inner = outer.get(key)
+    if inner is None or inner_key not in inner:
+        return
+    remaining = inner.delete(inner_key)
+    if len(remaining):
+        outer[key] = remaining
+    else:
+        del outer[key]
+
+
+def subnet_of(network: Network) -> ipaddress.IPv4Network | None:
+    """The network's allocated subnet; None before the allocator has seen it."""
+    return ipaddress.IPv4Network(network.subnet) if network.subnet else None
