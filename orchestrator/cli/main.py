@@ -167,7 +167,7 @@ def run(arguments: Sequence[str]) -> int:
         return _complain("aborted", EXIT_INTERNAL)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_INTERNAL
-    except Exception as error:  # noqa: BLE001 – the last fence: people get a sentence, and the traceback where they ask
+    except Exception as error:
         if debug:
             raise
         return _report(error)

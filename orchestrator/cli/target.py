@@ -57,7 +57,9 @@ class Target:
         run_directory = run_directory or RUN_DIRECTORY
         lab_directory = lab_directory or LAB_DIRECTORY
         if self.host and (self.lab or self.node):
-            raise _invalid("--host and --lab or --node exclude each other; give one (see SWARM_HOST, SWARM_LAB, SWARM_NODE)")
+            raise _invalid(
+                "--host and --lab or --node exclude each other; give one (see SWARM_HOST, SWARM_LAB, SWARM_NODE)"
+            )
         if self.host:
             return _named(self.host, self.tls)
         if self.lab or self.node:
@@ -74,7 +76,9 @@ def _named(host: str, tls: str | None) -> Places:
     if host.startswith("unix://"):
         path = Path(host.removeprefix("unix://"))
         if not path.is_absolute():
-            raise _invalid(f"--host {host}: the path of a socket starts with a slash, as in unix:///run/swarm/control.sock")
+            raise _invalid(
+                f"--host {host}: the path of a socket starts with a slash, as in unix:///run/swarm/control.sock"
+            )
         if path.is_dir():
             return _host(str(path), path)
         daemon = path.with_name(NODE_SOCKET)
@@ -135,7 +139,9 @@ def _read_lab(path: Path, name: str) -> list[dict[str, Any]]:
     except FileNotFoundError as error:
         raise _not_found(f"no lab {name!r} runs on this machine; `swarmctl lab up` starts one") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise _invalid(f"{path} cannot be understood ({error}); `swarmctl lab down` and `lab up` write it anew") from error
+        raise _invalid(
+            f"{path} cannot be understood ({error}); `swarmctl lab down` and `lab up` write it anew"
+        ) from error
     return [one for one in nodes if isinstance(one, dict)]
 
 

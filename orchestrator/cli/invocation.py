@@ -1,0 +1,108 @@
+"""What every command shares: the session of its context, arguments named several at a time, lists by pages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from orchestrator.cli import completion
+from orchestrator.cli.target import Target
+
+if TYPE_CHECKING:
+    from swarm.v1.control_pb2 import Filter
+
+    from orchestrator.cli.session import Session
+
+T = TypeVar("T")
+PAGE_SIZE = 1000
+MAX_PAGES = 10_000  # a server that never ends a list is broken
+
+Service = Annotated[str, typer.Argument(metavar="SERVICE", help="Name or id", autocompletion=completion.services)]
+Services = Annotated[
+    list[str], typer.Argument(metavar="SERVICE…", help="Names or ids", autocompletion=completion.services)
+]
+Nodes = Annotated[list[str], typer.Argument(metavar="NODE…", help="Names or ids", autocompletion=completion.nodes)]
+Networks = Annotated[
+    list[str], typer.Argument(metavar="NETWORK…", help="Names or ids", autocompletion=completion.networks)
+]
+FilterFlag = Annotated[
+    list[str] | None,
+    typer.Option("--filter", "-f", metavar="KEY=VALUE", help="Show only what matches; may be repeated"),
+]
+
+
+def session(context: typer.Context) -> Session:
+    """The session that the command's global options ask for; closed with the command."""
+    from orchestrator.cli.session import Session
+
+    target = context.find_root().obj
+    made = Session((target if isinstance(target, Target) else Target()).find())
+    context.call_on_close(made.close)
+    return made
+
+
+def filters(words: Iterable[str] | None) -> list[Filter]:
+    """`label=a=b` → key `label`, value `a=b`. Raises a usage error without `=`."""
+    from swarm.v1.control_pb2 import Filter
+
+    found = []
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{word!r} is not KEY=VALUE, as in name=web", param_hint="'--filter'")
+        found.append(Filter(key=key, value=value))
+    return found
+
+
+def pages(fetch: Callable[[str], T]) -> Iterator[T]:
+    """All pages of a list: `fetch` takes a page token and returns an answer that carries `next_page_token`."""
+    token = ""
+    for _ in range(MAX_PAGES):
+        answer: Any = fetch(token)
+        yield answer
+        token = answer.next_page_token
+        if not token:
+            return
+
+
+def for_each(references: Iterable[str], action: Callable[[str], None]) -> None:
+    """Does `action` for each, complains about those that fail and goes on; ends with the first failure's exit code."""
+    from swarm.errors import SwarmError
+
+    failed: SwarmError | None = None
+    for reference in references:
+        try:
+            action(reference)
+        except SwarmError as error:
+            sys.stdout.flush()
+            sys.stderr.write(f"Error: {error}\n")
+            failed = failed or error
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def inspect_each(
+    references: Iterable[str],
+    get: Callable[[str], T],
+    *,
+    document: Callable[[T], Any],
+    pretty: Callable[[T], Iterable[str]] | None,
+) -> None:
+    """Shows each object: those found as one JSON array (or as text for people), the others as errors."""
+    from orchestrator.cli import output
+
+    found: list[T] = []
+    try:
+        for_each(references, lambda reference: found.append(get(reference)))
+    finally:
+        if pretty is None:
+            output.print_json([document(one) for one in found])
+        else:
+            for number, one in enumerate(found):
+                if number:
+                    output.line()
+                for text in pretty(one):
+                    output.line(text)

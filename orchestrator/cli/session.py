@@ -1,0 +1,412 @@
+"""Calls to whichever manager (or node daemon) answers.
+
+A `Caller` knows several places to knock and keeps to the one that answered last. A place where nobody listens costs a
+failed connect and no more. A call that fails because its manager is gone or has no leader is repeated at the others, with
+growing pauses and the same request id, until a deadline; a write is thus done once however often it is sent. What a
+manager *says* (not found, invalid …) is never repeated.
+
+gRPC is imported here and nowhere else in the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on stderr would mix with ours
+
+import grpc
+from swarm.channels import open_blocking_channel, open_blocking_local
+from swarm.errors import (
+    KIND_METADATA_KEY,
+    DeadlineExceeded,
+    FailedPrecondition,
+    OutcomeUnknown,
+    PermissionDenied,
+    SwarmError,
+    Unavailable,
+    from_rpc,
+)
+from swarm.identity import TlsFiles
+from swarm.ids import IdSource, id_source
+from swarm.names import MANAGER_TLS_NAME
+from swarm.retry import Backoff
+
+from orchestrator.cli.target import Endpoint, Places
+
+if TYPE_CHECKING:
+    from swarm.v1.control_pb2_grpc import ControlStub
+    from swarm.v1.node_pb2 import LocalState
+    from swarm.v1.node_pb2_grpc import ImagesStub, LocalNodeStub
+
+StubT = TypeVar("StubT")
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+PATIENCE = 20.0  # seconds after which a call that finds no working manager is given up
+ATTEMPT_TIMEOUT = 10.0  # seconds for one attempt at one manager, where there are others to try
+CONNECT_TIMEOUT = 2.0  # seconds to find out whether anybody listens at a network address
+RESUME_PAUSE = 0.2  # seconds before a broken stream is taken up again
+BACKOFF = Backoff(first=0.05, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Clock, waiting and randomness of a session; tests hand in their own."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    rng: random.Random = random.Random()  # noqa: RUF009 – jitter only; one generator for the process is what is wanted
+    new_id: IdSource = id_source()  # noqa: RUF009 – as above
+
+
+class _NobodyThere(Unavailable):
+    """Nothing was sent: no listener at this place."""
+
+
+class Caller(Generic[StubT]):
+    """Calls one kind of service at the first of several places that answers."""
+
+    def __init__(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        make_stub: Callable[[grpc.Channel], StubT],
+        *,
+        what: str = "manager",
+        patience: float = PATIENCE,
+        shell: Shell | None = None,
+    ) -> None:
+        self._endpoints = list(endpoints)
+        self._make_stub = make_stub
+        self._what = what
+        self._patience = patience
+        self._shell = shell or Shell()
+        self._open: dict[Endpoint, tuple[grpc.Channel, StubT]] = {}
+
+    def close(self) -> None:
+        for channel, _ in self._open.values():
+            channel.close()
+        self._open.clear()
+
+    def call(
+        self,
+        method: Callable[[StubT], grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]],
+        request: RequestT,
+        *,
+        timeout: float = ATTEMPT_TIMEOUT,
+    ) -> ResponseT:
+        """Calls a method that answers once. A `request_id` that the request has room for is filled in.
+
+        Raises what the manager said; Unavailable where no manager answers; OutcomeUnknown where a write may have happened.
+        """
+        writes = self._give_id(request)
+
+        def attempt(stub: StubT, seconds: float) -> ResponseT:
+            return method(stub)(request, timeout=seconds)
+
+        return self._persist(attempt, timeout, writes)
+
+    def stream(
+        self,
+        method: Callable[[StubT], grpc.UnaryStreamMultiCallable[RequestT, ResponseT]],
+        request: Callable[[], RequestT],
+        *,
+        timeout: float | None = None,
+    ) -> Iterator[ResponseT]:
+        """Yields the answers of a stream, and goes on at another manager when one goes away.
+
+        `request` is asked for at each (re)start, so that it can say where to go on. Gives up when no answer came for
+        `patience` seconds after a break. Ends, and cancels the call, with the caller.
+        """
+        while True:
+            stream = self._persist(lambda stub, _: _first_of(method(stub)(request(), timeout=timeout)), self._patience)
+            try:
+                yield from stream
+                return
+            except grpc.RpcError as error:
+                broken = from_rpc(error, self._endpoints[0].name)
+                if not isinstance(broken, (Unavailable, OutcomeUnknown)):
+                    raise broken from error
+            finally:
+                stream.cancel()
+            self._shell.sleep(RESUME_PAUSE)
+
+    def send_stream(
+        self,
+        method: Callable[[StubT], grpc.StreamStreamMultiCallable[RequestT, ResponseT]],
+        requests: Iterator[RequestT],
+        *,
+        timeout: float,
+    ) -> Iterator[ResponseT]:
+        """Sends a stream and yields the answers. Not repeated: what was read from `requests` is gone."""
+        stub = self._first_that_listens()
+        answers = method(stub)(requests, timeout=timeout)
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._endpoints[0].name) from error
+        finally:
+            answers.cancel()
+
+    def _give_id(self, request: Any) -> bool:
+        """Whether the request writes, which is what its `request_id` says."""
+        if "request_id" not in request.DESCRIPTOR.fields_by_name:
+            return False
+        if not request.request_id:
+            request.request_id = self._shell.new_id()
+        return True
+
+    def _first_that_listens(self) -> StubT:
+        failures: list[SwarmError] = []
+        for endpoint in list(self._endpoints):
+            try:
+                stub = self._stub(endpoint)
+            except _NobodyThere as error:
+                failures.append(error)
+                continue
+            self._keep_to(endpoint)
+            return stub
+        raise self._nobody(failures)
+
+    def _persist(self, attempt: Callable[[StubT, float], ResponseT], timeout: float, writes: bool = False) -> ResponseT:
+        deadline = self._shell.now() + max(self._patience, timeout)
+        delays = BACKOFF.delays(self._shell.rng)
+        unknown: SwarmError | None = None
+        while True:
+            failures: list[SwarmError] = []
+            for endpoint in list(self._endpoints):
+                seconds = max(0.001, min(timeout, deadline - self._shell.now()))
+                try:
+                    answer = self._attempt(endpoint, attempt, seconds)
+                except (Unavailable, OutcomeUnknown) as error:
+                    failures.append(error)
+                    if writes and isinstance(error, OutcomeUnknown):
+                        unknown = error
+                else:
+                    self._keep_to(endpoint)
+                    return answer
+                if self._shell.now() >= deadline:
+                    break
+            nobody = all(isinstance(failure, _NobodyThere) for failure in failures)
+            wait = next(delays)
+            if (nobody and unknown is None) or self._shell.now() + wait >= deadline:
+                if unknown is not None:
+                    raise OutcomeUnknown(
+                        f"{unknown}; the change may or may not have been made: look before repeating it"
+                    )
+                raise self._nobody(failures)
+            self._shell.sleep(wait)
+
+    def _attempt(self, endpoint: Endpoint, attempt: Callable[[StubT, float], ResponseT], seconds: float) -> ResponseT:
+        stub = self._stub(endpoint)
+        try:
+            return attempt(stub, seconds)
+        except grpc.RpcError as error:
+            found = from_rpc(error, endpoint.name)
+            if not _said_by_server(error):
+                found = self._broken(endpoint, found, seconds)
+            raise found from error
+
+    def _broken(self, endpoint: Endpoint, error: SwarmError, seconds: float) -> SwarmError:
+        """What a failure of the connection (not of the request) means."""
+        if isinstance(error, DeadlineExceeded):
+            return OutcomeUnknown(f"{self._what} {endpoint.name} did not answer within {seconds:.0f} s")
+        if isinstance(error, Unavailable):
+            self._forget(endpoint)
+            lowered = str(error).lower()
+            if any(word in lowered for word in ("ssl", "handshake", "certificate", "tls")):
+                return PermissionDenied(
+                    f"{self._what} {endpoint.name} and this certificate do not trust each other ({error}); "
+                    "is it of this cluster, and still valid?"
+                )
+            return OutcomeUnknown(f"the connection to {self._what} {endpoint.name} broke ({error})")
+        return error
+
+    def _stub(self, endpoint: Endpoint) -> StubT:
+        found = self._open.get(endpoint)
+        if found is None:
+            _knock(endpoint)
+            path = endpoint.socket
+            if path is not None:
+                channel = open_blocking_local(path)
+            elif endpoint.tls is not None:
+                channel = open_blocking_channel(endpoint.address, TlsFiles(endpoint.tls).read(), MANAGER_TLS_NAME)
+            else:
+                raise FailedPrecondition(f"{endpoint.name} needs a certificate; give its directory with --tls")
+            found = self._open[endpoint] = (channel, self._make_stub(channel))
+        return found[1]
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        found = self._open.pop(endpoint, None)
+        if found is not None:
+            found[0].close()
+
+    def _keep_to(self, endpoint: Endpoint) -> None:
+        self._endpoints.remove(endpoint)
+        self._endpoints.insert(0, endpoint)
+
+    def _nobody(self, failures: list[SwarmError]) -> SwarmError:
+        heard = [failure for failure in failures if not isinstance(failure, _NobodyThere)]
+        if heard:
+            return heard[-1] if isinstance(heard[-1], Unavailable) else Unavailable(str(heard[-1]))
+        reasons = "; ".join(str(failure) for failure in failures)
+        return Unavailable(f"no {self._what} is reachable ({reasons}); is swarmd running there?")
+
+
+def _first_of(call: Any) -> Any:
+    """A stream after its first answer has come (or its end, or its failure): so that a dead manager shows at once."""
+    return _Peeked(call)
+
+
+class _Peeked(Iterator[Any]):
+    """A stream of answers whose first has been fetched already."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._first: list[Any] = []
+        self._ended = False
+        try:
+            self._first.append(next(call))
+        except StopIteration:
+            self._ended = True
+
+    def __next__(self) -> Any:
+        if self._first:
+            return self._first.pop()
+        if self._ended:
+            raise StopIteration
+        return next(self._call)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def _said_by_server(error: grpc.RpcError) -> bool:
+    trailing: Any = error.trailing_metadata() if isinstance(error, grpc.Call) else None
+    return any(key == KIND_METADATA_KEY for key, _ in trailing or ())
+
+
+def _knock(endpoint: Endpoint) -> None:
+    """Raises _NobodyThere unless somebody listens: cheaper and clearer than what gRPC makes of it."""
+    path = endpoint.socket
+    if path is not None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(CONNECT_TIMEOUT)
+            try:
+                probe.connect(str(path))
+            except PermissionError as error:
+                raise PermissionDenied(
+                    f"{path} is not open to this user; run as root or as a member of the group swarm"
+                ) from error
+            except OSError as error:
+                raise _NobodyThere(f"{endpoint.name}: nobody listens at {path}") from error
+        return
+    host, _, port = endpoint.address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT):
+            pass
+    except OSError as error:
+        raise _NobodyThere(f"{endpoint.address}: {error.strerror or error}") from error
+
+
+class Session:
+    """What a command talks through: the managers, the local daemon, and what to say where there is neither."""
+
+    def __init__(self, places: Places, *, patience: float = PATIENCE, shell: Shell | None = None) -> None:
+        self._places = places
+        self._patience = patience
+        self._shell = shell
+        self._callers: list[Caller[Any]] = []
+
+    def control(self) -> Caller[ControlStub]:
+        """The managers. Raises FailedPrecondition where this host is no manager, or in no swarm."""
+        from swarm.v1.control_pb2_grpc import ControlStub
+
+        if not self._places.control:
+            raise self._no_manager()
+        return self._made(Caller[ControlStub](self._places.control, ControlStub, **self._how("manager")))
+
+    def local(self) -> Caller[LocalNodeStub]:
+        """The node daemon of one host: which one must not be a guess."""
+        from swarm.v1.node_pb2_grpc import LocalNodeStub
+
+        daemons = self._daemons()
+        if len(daemons) > 1:
+            names = ", ".join(daemon.name for daemon in daemons)
+            raise FailedPrecondition(f"the lab {self._places.lab!r} has several hosts; say which with --node: {names}")
+        return self._made(Caller[LocalNodeStub](daemons, LocalNodeStub, **self._how("node daemon")))
+
+    def images(self) -> Caller[ImagesStub]:
+        """The images of this host, or of the lab's first host that answers."""
+        from swarm.v1.node_pb2_grpc import ImagesStub
+
+        return self._made(Caller[ImagesStub](self._daemons(), ImagesStub, **self._how("node daemon")))
+
+    def states(self) -> list[LocalState]:
+        """The `LocalState` of each daemon that answers."""
+        from swarm.v1.node_pb2 import GetStateRequest
+        from swarm.v1.node_pb2_grpc import LocalNodeStub
+
+        found = []
+        for daemon in self._places.daemons:
+            caller = self._made(Caller[LocalNodeStub]((daemon,), LocalNodeStub, **self._how("node daemon")))
+            with suppress(Unavailable):
+                found.append(caller.call(lambda node: node.GetState, GetStateRequest(), timeout=3.0))
+        return found
+
+    def close(self) -> None:
+        for caller in self._callers:
+            caller.close()
+
+    def _how(self, what: str) -> dict[str, Any]:
+        return {"what": what, "patience": self._patience, "shell": self._shell}
+
+    def _made(self, caller: Caller[Any]) -> Caller[Any]:
+        self._callers.append(caller)
+        return caller
+
+    def _daemons(self) -> tuple[Endpoint, ...]:
+        if self._places.daemons:
+            return self._places.daemons
+        if self._places.remote:
+            raise FailedPrecondition(
+                "this command works with the node daemon of a host, which has no network port for people; "
+                "run it on that host"
+            )
+        raise FailedPrecondition("swarmd does not run on this host; start it, or try a lab with `swarmctl lab up`")
+
+    def _no_manager(self) -> SwarmError:
+        if self._places.lab and not self._places.daemons:
+            return Unavailable(
+                f"no host of the lab {self._places.lab!r} is running; `swarmctl lab up` starts what is dead"
+            )
+        states = self.states()
+        if not states:
+            if self._places.daemons:
+                return Unavailable("swarmd of this host does not answer, and no manager runs here; is swarmd running?")
+            return FailedPrecondition(
+                "there is no swarm on this host: swarmd does not run here. Start it, name a manager with --host, "
+                "or try a lab with `swarmctl lab up`"
+            )
+        return _membership(next((one for one in states if one.state != "inactive"), states[0]))
+
+
+def _membership(state: LocalState) -> SwarmError:
+    """Why the host of this state is no place to send a command to."""
+    managers = ", ".join(state.managers) or "none known"
+    if state.state == "inactive":
+        return FailedPrecondition(
+            "this host is not part of a swarm; found one with `swarmctl swarm init` or join one with `swarmctl swarm join`"
+        )
+    if state.state != "active":
+        message = f": {state.message}" if state.message else ""
+        return Unavailable(f"this host's membership is {state.state}{message}; managers: {managers}")
+    if not state.control_socket:
+        return FailedPrecondition(f"this host is a worker; run this command on a manager ({managers})")
+    return Unavailable(f"the manager of this host is not running yet, or no more; other managers: {managers}")
