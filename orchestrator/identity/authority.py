@@ -168,7 +168,7 @@ class RootAuthority:
 
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             raise InvalidArgument(f"name: {name[:MAX_NAME]!r} must be 1 to {MAX_NAME} printable characters")
-        public_key = _public_key(csr_pem)
+        public_key = public_key_of_request(csr_pem)
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if server else [])
         builder = (
             x509.CertificateBuilder()
@@ -207,7 +207,7 @@ def check_server_addresses(addresses: Sequence[str], node_ids: Sequence[str]) ->
             raise InvalidArgument(f"addresses: {address!r} is how a node proves itself; a server cannot carry it")
 
 
-def _public_key(csr_pem: bytes) -> CertificatePublicKeyTypes:
+def public_key_of_request(csr_pem: bytes) -> CertificatePublicKeyTypes:
     """The key of a signing request that was signed with it. Raises InvalidArgument."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm

@@ -1,0 +1,47 @@
+"""Whether a peer with a valid certificate is (still) a member: what every server of a manager asks.
+
+A node is a member while the store has it. One that just joined may be newer than a follower's replica, so a node that is
+unknown is believed for a short time after its certificate was issued; one that was removed is on the list of revoked nodes
+until no certificate of it can be valid any more, and is never believed.
+"""
+
+from __future__ import annotations
+
+from swarm.clock import seconds_of
+from swarm.identity import Peer, Role
+from swarm.v1 import types_pb2
+
+from orchestrator.identity.authority import NODE_VALIDITY
+from orchestrator.store import Snapshot
+
+JOINING_GRACE = 60.0  # seconds from the issue of a certificate to the node's appearance in every replica
+
+
+def is_revoked(snapshot: Snapshot, peer: Peer, now: float) -> bool:
+    """True where `peer` must be turned away. `now` in seconds since the epoch."""
+    if peer.role in (Role.LOCAL, Role.ANONYMOUS):
+        return False
+    cluster = snapshot.cluster
+    if cluster is None:  # nothing replicated yet: whoever our CA signed may bring it
+        return False
+    if peer.cluster_id != cluster.id:
+        return True
+    if not peer.is_node or peer.name in snapshot.nodes:
+        return False
+    if any(revoked.node_id == peer.name for revoked in cluster.revoked_nodes):
+        return True
+    return peer.issued_at + JOINING_GRACE < now
+
+
+def revoke(cluster: types_pb2.Cluster, node_id: str, now: float) -> None:
+    """Adds a node to the list of `cluster` (a copy that may be changed), and forgets those whose certificates have ended."""
+    validity = max(NODE_VALIDITY, seconds_of(cluster.spec.node_certificate_validity))
+    kept = [
+        revoked
+        for revoked in cluster.revoked_nodes
+        if revoked.node_id != node_id and seconds_of(revoked.at) + validity > now
+    ]
+    entry = types_pb2.RevokedNode(node_id=node_id)
+    entry.at.FromSeconds(int(now))
+    del cluster.revoked_nodes[:]
+    cluster.revoked_nodes.extend([*kept, entry])
