@@ -52,6 +52,12 @@ class Store:
             self._watches.add(watch)
             return self._snapshot, watch
 
+    def written_by(self, request_id: str) -> tuple[Key, ...] | None:
+        """What the command of `request_id` wrote, None where none is remembered: asked before the checks that a repeated
+        request would fail because of its own first success ("the name is taken")."""
+        known = self._requests.get(request_id) if request_id else None
+        return None if known is None else known.written
+
     def _unsubscribe(self, watch: Watch) -> None:
         self._watches.discard(watch)
 
