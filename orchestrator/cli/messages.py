@@ -29,7 +29,7 @@ def as_json(message: Message) -> dict[str, Any]:
     return found
 
 
-def _field(message: Message, field: Any) -> Any:
+def _field(message: Any, field: Any) -> Any:
     value = getattr(message, field.name)
     if not field.is_repeated:
         if field.message_type is not None and not message.HasField(field.name):
@@ -44,7 +44,8 @@ def _field(message: Message, field: Any) -> Any:
 
 def _value(field: Any, value: Any) -> Any:
     if field.message_type is not None:
-        return _WELL_KNOWN.get(field.message_type.full_name, as_json)(value)
+        convert: Callable[[Any], Any] = _WELL_KNOWN.get(str(field.message_type.full_name), as_json)
+        return convert(value)
     if field.enum_type is not None:
         return words.enum_word(field.enum_type, value) or None
     if isinstance(value, bytes):

@@ -51,7 +51,7 @@ def _long(text: str, where: str) -> list[types.PortConfig]:
     )
 
 
-def _ranges(
+def _ranges(  # noqa: PLR0917 – the parts of one port, and what they were written as
     text: str, where: str, outside: str, target: str, protocol: str, mode: str, name: str
 ) -> list[types.PortConfig]:
     if protocol.lower() not in PROTOCOLS:

@@ -1,0 +1,334 @@
+"""Waiting until a service runs as it should, and showing the way there.
+
+`Tracker` is pure: fed with the answers of WatchService, it says what there is to show and how the wait ended. `wait` is
+the shell around it: it follows the stream (over the loss of a manager), draws with rich in a terminal and prints plain
+lines in a pipe. Ctrl-C stops waiting, not the service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from swarm.errors import DeadlineExceeded, NotFound
+from swarm.v1 import control_pb2 as control
+from swarm.v1 import types_pb2 as types
+
+from orchestrator.cli import output, words
+from orchestrator.cli.session import Caller
+
+if TYPE_CHECKING:
+    from swarm.v1.control_pb2_grpc import ControlStub
+
+APPEAR_TIMEOUT = 5.0  # seconds until every manager must know a service that one of them has just created
+_FAILED_UPDATES = {
+    types.UPDATE_STATE_PAUSED: "the update of service {name} is paused",
+    types.UPDATE_STATE_ROLLBACK_PAUSED: "the rollback of service {name} is paused",
+    types.UPDATE_STATE_ROLLBACK_COMPLETED: "the update of service {name} failed and was rolled back",
+}
+
+
+class NotConverged(DeadlineExceeded):
+    """The service does not run as it should, and waiting longer will not help or was not wanted."""
+
+
+class Outcome(enum.Enum):
+    WAITING = "waiting"
+    CONVERGED = "converged"
+    FAILED = "failed"
+
+
+@dataclass
+class Tracker:
+    """What has been seen of a service since a change of it.
+
+    `changed` is the service as the change left it: answers older than that (of a manager that is behind) are ignored, and
+    so is what was said of earlier updates.
+    """
+
+    changed: types.Service
+    rolling_back: bool = False
+    latest: control.ServiceProgress | None = None
+    outcome: Outcome = Outcome.WAITING
+    verdict: str = ""
+    _told: set[tuple[str, str]] = field(default_factory=set)
+
+    def feed(self, progress: control.ServiceProgress) -> list[str]:
+        """Takes an answer in; returns the errors of tasks that have not been told yet."""
+        service = progress.summary.service
+        if service.meta.version < self.changed.meta.version:
+            return []
+        self.latest = progress
+        failure = self._failure(service)
+        if failure:
+            self.outcome, self.verdict = Outcome.FAILED, failure
+        elif progress.converged:
+            self.outcome = Outcome.CONVERGED
+            verb = "rolled back" if self.rolling_back else "converged"
+            self.verdict = f"verify: Service {service.spec.name} {verb}"
+        return self._news(progress)
+
+    def _failure(self, service: types.Service) -> str:
+        status, before = service.update_status, self.changed.update_status
+        if (status.state, status.started_at.ToNanoseconds()) == (before.state, before.started_at.ToNanoseconds()):
+            return ""
+        sentence = _FAILED_UPDATES.get(status.state, "")
+        if not sentence or (self.rolling_back and status.state == types.UPDATE_STATE_ROLLBACK_COMPLETED):
+            return ""
+        reason = f": {status.message}" if status.message else ""
+        return f"{sentence.format(name=service.spec.name)}{reason}"
+
+    def _news(self, progress: control.ServiceProgress) -> list[str]:
+        found = []
+        for task in progress.tasks:
+            problem = problem_of(task)
+            key = (task_label(task), problem)
+            if problem and key not in self._told:
+                self._told.add(key)
+                found.append(f"{key[0]}: {problem}")
+        return found
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Tasks that run as the newest revision wants, and how many there shall be."""
+        if self.latest is None:
+            return 0, 0
+        service = self.latest.summary.service
+        return sum(_done(task, service) for task in self.latest.tasks), self.latest.summary.desired
+
+    def summary(self) -> str:
+        done, desired = self.counts
+        return f"overall progress: {done} out of {words.plural(desired, 'task')}"
+
+
+def _done(task: types.Task, service: types.Service) -> bool:
+    return (
+        task.revision_id == service.revision_id
+        and task.status.state == types.TASK_STATE_RUNNING
+        and task.desired_state == types.TASK_STATE_RUNNING
+        and task.status.health in (types.HEALTH_STATE_UNSPECIFIED, types.HEALTH_STATE_HEALTHY)
+    )
+
+
+def task_label(task: types.Task) -> str:
+    return f"{task.service_name}.{task.slot or task.node_id[:12]}"
+
+
+def problem_of(task: types.Task) -> str:
+    """Why a task failed, or why no node takes it; empty where all is well."""
+    if task.status.error:
+        output_line = task.status.container.last_output
+        if output_line and output_line not in task.status.error:
+            return f"{task.status.error} (last output: {words.shorten(output_line, 120)})"
+        return task.status.error
+    if task.status.state == types.TASK_STATE_PENDING and task.status.message.startswith("no suitable node"):
+        return task.status.message
+    return ""
+
+
+def wait(
+    managers: Caller[ControlStub],
+    service: types.Service,
+    *,
+    rolling_back: bool = False,
+    quiet: bool = False,
+    timeout: float | None = None,
+) -> None:
+    """Waits until `service`, as a change left it, has converged.
+
+    Raises NotConverged where the update was paused or rolled back, or `timeout` seconds have passed. Returns with a note on
+    Ctrl-C.
+    """
+    tracker = Tracker(service, rolling_back)
+    display: _Display = _Quiet() if quiet else _Live() if output.is_terminal() else _Lines()
+    started = time.monotonic()
+    try:
+        with display, _alarm(timeout):
+            for progress in _answers(managers, service, started):
+                for problem in tracker.feed(progress):
+                    display.problem(problem)
+                display.show(tracker)
+                if tracker.outcome is not Outcome.WAITING:
+                    break
+    except KeyboardInterrupt:
+        output.note(
+            f"Stopped waiting; service {service.spec.name} goes on in the background "
+            f"(`swarmctl service ps {service.spec.name}` shows it)"
+        )
+        raise
+    except TimeoutError:
+        done, desired = tracker.counts
+        raise NotConverged(
+            f"service {service.spec.name} did not converge within {words.duration(timeout or 0)}: "
+            f"{done} of {words.plural(desired, 'task')} running; it goes on in the background"
+        ) from None
+    if tracker.outcome is Outcome.FAILED:
+        raise NotConverged(tracker.verdict)
+    if tracker.outcome is Outcome.WAITING:
+        raise NotFound(f"service {service.spec.name} was removed while it was waited for")
+    if not quiet:
+        output.line(tracker.verdict)
+
+
+def _answers(
+    managers: Caller[ControlStub], service: types.Service, started: float
+) -> Iterator[control.ServiceProgress]:
+    """The stream; a manager that does not know a new service yet is asked again."""
+    while True:
+        try:
+            yield from managers.stream(
+                lambda stub: stub.WatchService, lambda: control.WatchServiceRequest(reference=service.id)
+            )
+            return
+        except NotFound:
+            if time.monotonic() - started > APPEAR_TIMEOUT:
+                raise
+            threading.Event().wait(0.1)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Raises TimeoutError in the block after `seconds`: the stream may be silent for that long."""
+
+    def ring(_: int, __: FrameType | None) -> None:
+        raise TimeoutError
+
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class _Display:
+    """How progress is shown. Used as a context."""
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the last state on the screen."""
+
+    def show(self, tracker: Tracker) -> None:
+        raise NotImplementedError
+
+    def problem(self, text: str) -> None:
+        raise NotImplementedError
+
+
+class _Quiet(_Display):
+    def show(self, tracker: Tracker) -> None:
+        """Shows nothing."""
+
+    def problem(self, text: str) -> None:
+        """Tells nothing."""
+
+
+class _Lines(_Display):
+    """For a pipe: a line for each change."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, tracker: Tracker) -> None:
+        text = tracker.summary()
+        if tracker.latest is not None and text != self._last:
+            output.line(text)
+            sys.stdout.flush()
+            self._last = text
+
+    def problem(self, text: str) -> None:
+        output.note(text)
+
+
+class _Live(_Display):
+    """For a terminal: one line a task with a bar, redrawn in place."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> _Display:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, tracker: Tracker) -> None:
+        if tracker.latest is not None:
+            self._live.update(self._drawing(tracker), refresh=True)
+
+    def problem(self, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(text, style="red"))
+
+    def _drawing(self, tracker: Tracker) -> Any:
+        from rich.text import Text
+
+        lines = [Text(tracker.summary(), style="bold")]
+        lines.extend(Text(text, style=style) for text, style in task_lines(tracker, self._console.height - 3))
+        return Text("\n").join(lines)
+
+
+_STEPS = (
+    types.TASK_STATE_NEW,
+    types.TASK_STATE_PENDING,
+    types.TASK_STATE_ASSIGNED,
+    types.TASK_STATE_ACCEPTED,
+    types.TASK_STATE_PREPARING,
+    types.TASK_STATE_READY,
+    types.TASK_STATE_STARTING,
+    types.TASK_STATE_RUNNING,
+)
+_BAR = 40
+
+
+def task_lines(tracker: Tracker, most: int) -> list[tuple[str, str]]:
+    """A line and its style for each task, the unfinished first where not all fit into `most` lines."""
+    if tracker.latest is None:
+        return []
+    service = tracker.latest.summary.service
+    tasks = sorted(tracker.latest.tasks, key=lambda task: (task.slot, task.node_id))
+    hidden = 0
+    if len(tasks) > most:
+        unfinished = [task for task in tasks if not _done(task, service)]
+        hidden = len(tasks) - most
+        tasks = (unfinished or tasks)[: max(1, most)]
+    lines = []
+    for task in tasks:
+        done = _done(task, service)
+        state = task.status.state
+        word = words.enum_word(types.TaskState.DESCRIPTOR, state)
+        if task.revision_id != service.revision_id:
+            word, reached = "to be updated", 0
+        else:
+            reached = _STEPS.index(state) + 1 if state in _STEPS else 0
+        bar = ("=" * (_BAR * reached // len(_STEPS)) + ">").ljust(_BAR + 1)
+        problem = problem_of(task)
+        lines.append(
+            (
+                f"{task_label(task)}: {word:<13} [{bar}] {words.shorten(problem, 60)}".rstrip(),
+                "green" if done else "red" if problem else "yellow",
+            )
+        )
+    if hidden:
+        lines.append((f"… and {words.plural(hidden, 'more task')}", ""))
+    return lines
