@@ -13,6 +13,7 @@ from orchestrator.store.changes import (
     merge_changes,
     split_changes,
 )
+from orchestrator.store.decisions import Decision, earliest
 from orchestrator.store.objects import Key, Kind, StoreObject, copy_of, key_of, kind_of
 from orchestrator.store.snapshot import ObjectChange, Snapshot
 from orchestrator.store.store import Store
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_ENTRY_BYTES",
     "Change",
     "Create",
+    "Decision",
     "Events",
     "Key",
     "Kind",
@@ -38,6 +40,7 @@ __all__ = [
     "Update",
     "Watch",
     "copy_of",
+    "earliest",
     "key_of",
     "kind_of",
     "merge_changes",

@@ -14,7 +14,7 @@ from swarm.errors import AlreadyExists, Conflict
 from swarm.v1.types_pb2 import TASK_STATE_ORPHANED, Network, Node, Service, Task
 
 from orchestrator.store.objects import Kind, StoreObject
-from orchestrator.store.states import is_final
+from orchestrator.store.states import is_confirmed_stopped, is_final
 from orchestrator.store.tables import Editor, ServiceTable, TaskEditor, bare_address
 
 EditorOf = Callable[[Kind], Editor[Any]]
@@ -83,6 +83,8 @@ def _check_task(tasks: TaskEditor, old: Task | None, new: Task) -> None:
             raise Conflict(f"task {new.id} is wanted to end already; read it again and repeat")
         if old.attachments == new.attachments:
             return
+    if is_confirmed_stopped(new):
+        return
     for attachment in new.attachments:
         holder = tasks.holder(attachment.network_id, bare_address(attachment.address))
         if holder and holder != new.id:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from immutables import Map
 from swarm.v1.types_pb2 import (
     PORT_PROTOCOL_UDP,
     PUBLISH_MODE_HOST,
+    TASK_STATE_ASSIGNED,
     Network,
     Node,
     PortConfig,
@@ -24,6 +26,8 @@ from swarm.v1.types_pb2 import (
     ServiceRevision,
     Task,
 )
+
+from orchestrator.store.states import is_confirmed_stopped, is_ended, is_live
 
 T = TypeVar("T", bound=Node | Service | ServiceRevision | Task | Network)
 
@@ -221,31 +225,48 @@ class NetworkTable(Table[Network]):
 _Nested = Map[str, Map[Any, Any]]
 
 
-class TaskTable(Table[Task]):
-    """Tasks, by service and slot, by node, and by network and address."""
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many tasks of one revision are on a node: those that have not ended (they hold resources), and those of them that
+    are not told to end either."""
 
-    __slots__ = ("_by_network", "_by_node", "_by_service")
+    holding: int = 0
+    live: int = 0
+
+    def plus(self, holding: int, live: int) -> Load:
+        return Load(self.holding + holding, self.live + live)
+
+
+class TaskTable(Table[Task]):
+    """Tasks, by service and slot, by node, by network and address; those without a node; and what the nodes carry."""
+
+    __slots__ = ("_by_network", "_by_node", "_by_service", "_loads", "_unplaced")
 
     EMPTY: ClassVar[Map[Any, Any]] = Map()
 
     def __init__(
         self,
         objects: Map[str, Task] | None = None,
+        *,
         by_service: _Nested | None = None,
         by_node: _Nested | None = None,
         by_network: _Nested | None = None,
+        loads: _Nested | None = None,
+        unplaced: Map[str, None] | None = None,
     ) -> None:
         super().__init__(objects)
         self._by_service: Map[str, Map[SlotKey, tuple[str, ...]]] = Map() if by_service is None else by_service
         self._by_node: Map[str, Map[str, None]] = Map() if by_node is None else by_node
         self._by_network: Map[str, Map[str, str]] = Map() if by_network is None else by_network
+        self._loads: Map[str, Map[str, Load]] = Map() if loads is None else loads
+        self._unplaced: Map[str, None] = Map() if unplaced is None else unplaced
 
     def of_service(self, service_id: str) -> Iterator[Task]:
         objects = self._objects
         return (objects[id_] for ids in self._by_service.get(service_id, self.EMPTY).values() for id_ in ids)
 
     def slots(self, service_id: str) -> Iterator[tuple[SlotKey, tuple[Task, ...]]]:
-        """Each slot of a service (node, where it is global; "" while a global task has none) with its tasks, oldest first."""
+        """Each slot of a service (node, where it is global) with its tasks, oldest first."""
         objects = self._objects
         for key, ids in self._by_service.get(service_id, self.EMPTY).items():
             yield key, tuple(objects[id_] for id_ in ids)
@@ -266,12 +287,29 @@ class TaskTable(Table[Task]):
     def count_on_node(self, node_id: str) -> int:
         return len(self._by_node.get(node_id, self.EMPTY))
 
+    def node_ids(self) -> Iterable[str]:
+        """The nodes that have tasks, also those that are gone themselves."""
+        return self._by_node.keys()
+
+    def loads(self, node_id: str) -> Map[str, Load]:
+        """Revision id → how many of its tasks are on the node."""
+        return self._loads.get(node_id, self.EMPTY)
+
+    def unplaced(self) -> Iterator[Task]:
+        """The tasks that are wanted and have not reached ASSIGNED: work for allocator and scheduler."""
+        objects = self._objects
+        return (objects[id_] for id_ in self._unplaced)
+
+    def unplaced_count(self) -> int:
+        return len(self._unplaced)
+
     def on_network(self, network_id: str) -> Iterator[Task]:
+        """The tasks that hold an address of the network."""
         objects = self._objects
         return (objects[id_] for id_ in self._by_network.get(network_id, self.EMPTY).values())
 
     def addresses(self, network_id: str) -> Map[str, str]:
-        """Address (no prefix length) → task id, of every task that holds one on the network."""
+        """Address (no prefix length) → the task that holds it, until it is confirmed stopped."""
         return self._by_network.get(network_id, self.EMPTY)
 
     def edit(self) -> TaskEditor:
@@ -286,6 +324,8 @@ class TaskEditor(Editor[Task]):
         self._by_service = table._by_service.mutate()
         self._by_node = table._by_node.mutate()
         self._by_network = table._by_network.mutate()
+        self._loads = table._loads.mutate()
+        self._unplaced = table._unplaced.mutate()
 
     def holder(self, network_id: str, address: str) -> str:
         """The task that holds an address of a network; empty where it is free."""
@@ -293,44 +333,76 @@ class TaskEditor(Editor[Task]):
         return owner
 
     def _reindex(self, old: Task | None, new: Task | None, id_: str) -> None:
-        if old is not None and new is not None and old.service_id == new.service_id and slot_key(old) == slot_key(new):
-            pass  # most writes are statuses: nothing moves
-        else:
-            if old is not None:
-                self._leave_slot(old.service_id, slot_key(old), id_)
-            if new is not None:
-                slots = self._by_service.get(new.service_id, TaskTable.EMPTY)
-                key = slot_key(new)
-                self._by_service[new.service_id] = slots.set(key, (*slots.get(key, ()), id_))
+        if old is None or new is None or (old.service_id, slot_key(old)) != (new.service_id, slot_key(new)):
+            self._move_slot(old, new, id_)
         old_node, new_node = (old.node_id if old is not None else ""), (new.node_id if new is not None else "")
         if old_node != new_node:
             _nested_delete(self._by_node, old_node, id_)
             if new_node:
                 self._by_node[new_node] = self._by_node.get(new_node, TaskTable.EMPTY).set(id_, None)
-        before, after = _places(old), _places(new)
+        before, after = _weight(old), _weight(new)
         if before != after:
-            for network_id, address in before - after:
+            self._shift_load(before, -1)
+            self._shift_load(after, 1)
+        if new is not None and _is_unplaced(new):
+            self._unplaced[id_] = None
+        elif old is not None and _is_unplaced(old):
+            del self._unplaced[id_]
+        held, holds = _places(old), _places(new)
+        if held != holds:
+            for network_id, address in held - holds:
                 if self.holder(network_id, address) == id_:
                     _nested_delete(self._by_network, network_id, address)
-            for network_id, address in after - before:
+            for network_id, address in holds - held:
                 self._by_network[network_id] = self._by_network.get(network_id, TaskTable.EMPTY).set(address, id_)
 
-    def _leave_slot(self, service_id: str, key: SlotKey, id_: str) -> None:
-        slots = self._by_service[service_id]
-        remaining = tuple(other for other in slots[key] if other != id_)
-        if remaining:
-            self._by_service[service_id] = slots.set(key, remaining)
+    def _move_slot(self, old: Task | None, new: Task | None, id_: str) -> None:
+        if old is not None:
+            slots = self._by_service[old.service_id]
+            remaining = tuple(other for other in slots[slot_key(old)] if other != id_)
+            if remaining:
+                self._by_service[old.service_id] = slots.set(slot_key(old), remaining)
+            else:
+                _nested_delete(self._by_service, old.service_id, slot_key(old))
+        if new is not None:
+            slots = self._by_service.get(new.service_id, TaskTable.EMPTY)
+            self._by_service[new.service_id] = slots.set(slot_key(new), (*slots.get(slot_key(new), ()), id_))
+
+    def _shift_load(self, weight: tuple[str, str, bool] | None, sign: int) -> None:
+        if weight is None:
+            return
+        node_id, revision_id, live = weight
+        loads = self._loads.get(node_id, TaskTable.EMPTY)
+        load = loads.get(revision_id, Load()).plus(sign, sign if live else 0)
+        if load.holding:
+            self._loads[node_id] = loads.set(revision_id, load)
         else:
-            _nested_delete(self._by_service, service_id, key)
+            _nested_delete(self._loads, node_id, revision_id)
 
     def finish(self) -> TaskTable:
         return TaskTable(
-            self._objects.finish(), self._by_service.finish(), self._by_node.finish(), self._by_network.finish()
+            self._objects.finish(),
+            by_service=self._by_service.finish(),
+            by_node=self._by_node.finish(),
+            by_network=self._by_network.finish(),
+            loads=self._loads.finish(),
+            unplaced=self._unplaced.finish(),
         )
 
 
+def _weight(task: Task | None) -> tuple[str, str, bool] | None:
+    if task is None or not task.node_id or is_ended(task):
+        return None
+    return task.node_id, task.revision_id, is_live(task)
+
+
+def _is_unplaced(task: Task) -> bool:
+    return task.status.state < TASK_STATE_ASSIGNED and is_live(task)
+
+
 def _places(task: Task | None) -> set[tuple[str, str]]:
-    if task is None or not task.attachments:
+    """The addresses that the task holds: until it is confirmed stopped."""
+    if task is None or not task.attachments or is_confirmed_stopped(task):
         return set()
     return {(attachment.network_id, bare_address(attachment.address)) for attachment in task.attachments}
 
