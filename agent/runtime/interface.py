@@ -64,6 +64,7 @@ class ContainerState:
     pid: int = 0
     exit_code: int | None = None  # 128 + signal where a signal ended it
     out_of_memory: bool = False
+    reason: str = ""  # why it ended, where the exit code alone would mislead
 
 
 @dataclass(frozen=True)
