@@ -1,0 +1,116 @@
+"""What the kernel knows of a container's connections: open TCP connections from elsewhere, and UDP flows to forget.
+
+Run on a thread that is inside the container's namespace. `inbound` decides, over what sock_diag lists, which connections
+draining has to wait for; `forget_udp` removes the conntrack entries of UDP flows whose backend is gone, since conntrack would
+lead the next packet of the same client port to the old backend for ever. Layouts: linux/inet_diag.h,
+nfnetlink_conntrack.h.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+from agent.network.netlink import (
+    GONE,
+    NETLINK_NETFILTER,
+    NETLINK_SOCK_DIAG,
+    NLA_F_NESTED,
+    NetlinkSocket,
+    Request,
+    attribute,
+    attributes,
+)
+
+SOCK_DIAG_BY_FAMILY = 20
+# A half-closed connection may still wait for its answer, and closed ones may hold bytes that were not acknowledged:
+# ESTABLISHED, SYN_RECV, FIN_WAIT1, CLOSE_WAIT, LAST_ACK, CLOSING of include/net/tcp_states.h.
+BUSY_STATES = (1, 3, 4, 8, 9, 11)
+LISTEN = 10
+
+_CT_DELETE, _CT_GET = 0x102, 0x101  # subsystem 1, messages 2 and 1
+_NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE = 1, 2, 18
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_IP_SRC, CTA_IP_DST = 1, 2
+CTA_PROTO_NUM = 1
+
+
+@dataclass(frozen=True)
+class TcpSocket:
+    """One socket as sock_diag lists it."""
+
+    state: int
+    local: str
+    local_port: int
+    remote: str
+
+
+def inbound(sockets: Iterable[TcpSocket]) -> int:
+    """How many connections were opened from elsewhere: they end in a port that the container listens on."""
+    found = list(sockets)
+    listening = {one.local_port for one in found if one.state == LISTEN}
+    return sum(
+        1
+        for one in found
+        if one.state in BUSY_STATES
+        and one.local_port in listening
+        and one.remote != one.local
+        and not ipaddress.ip_address(one.remote).is_loopback
+    )
+
+
+def list_tcp() -> list[TcpSocket]:
+    """All TCP sockets of the calling thread's namespace."""
+    states = sum(1 << state for state in (*BUSY_STATES, LISTEN))
+    found = []
+    with NetlinkSocket(NETLINK_SOCK_DIAG) as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = struct.pack("=BBBxI48x", family, socket.IPPROTO_TCP, 0, states)
+            found += [_decode_socket(body) for body in netlink.dump(SOCK_DIAG_BY_FAMILY, request)]
+    return found
+
+
+def _decode_socket(body: bytes) -> TcpSocket:
+    family, state = struct.unpack_from("=BB", body)
+    (local_port,) = struct.unpack_from(">H", body, 4)
+    return TcpSocket(state, _address(family, body[8:24]), local_port, _address(family, body[24:40]))
+
+
+def _address(family: int, data: bytes) -> str:
+    if family == socket.AF_INET:
+        return socket.inet_ntoa(data[:4])
+    address = ipaddress.IPv6Address(data)
+    return str(address.ipv4_mapped or address)
+
+
+def forget_udp(backends: Set[str]) -> int:
+    """Forgets the UDP flows that lead to one of `backends` by translation; says how many."""
+    requests = []
+    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+        for body in netlink.dump(_CT_GET, _NFGENMSG):
+            found = attributes(body[4:])
+            original, reply = found.get(CTA_TUPLE_ORIG, b""), found.get(CTA_TUPLE_REPLY, b"")
+            protocol, _, asked = _tuple(original)
+            _, answering, _ = _tuple(reply)
+            if protocol == socket.IPPROTO_UDP and answering != asked and answering in backends:
+                payload = _NFGENMSG + attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, original)
+                if CTA_ZONE in found:
+                    payload += attribute(CTA_ZONE, found[CTA_ZONE])
+                requests.append(Request(_CT_DELETE, 0, payload, "forget a UDP flow", GONE))
+        netlink.execute(requests)
+    return len(requests)
+
+
+def _tuple(data: bytes) -> tuple[int, str, str]:
+    """(protocol, source, destination) of a flow's direction."""
+    parts = attributes(data)
+    addresses = attributes(parts.get(CTA_TUPLE_IP, b""))
+    source, destination = addresses.get(CTA_IP_SRC, b""), addresses.get(CTA_IP_DST, b"")
+    protocol = attributes(parts.get(CTA_TUPLE_PROTO, b"")).get(CTA_PROTO_NUM, b"\0")
+    if len(source) != 4 or len(destination) != 4:
+        return 0, "", ""
+    return protocol[0], socket.inet_ntoa(source), socket.inet_ntoa(destination)
