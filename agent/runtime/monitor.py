@@ -167,7 +167,9 @@ def _pid(report: bytes, files: MonitorFiles) -> int:
 
 def explain(message: str) -> SwarmError:
     """An error for people, from what the OCI runtime or the monitor printed."""
-    text = " ".join(message.split())
+    text = " ".join(message.replace('\\"', '"').split())
+    if text.count('"') % 2:  # of `msg="…"`, whose beginning goes below
+        text = text.removesuffix('"')
     # runc nests its sentences: the last one tells what happened
     for start in ("unable to start container process: ", "runc create failed: ", "container_linux.go: "):
         text = text.rpartition(start)[2]
