@@ -1,0 +1,76 @@
+"""`swarmctl cert issue`: a certificate for a person, or for a service beside the swarm.
+
+The key is made here and never leaves this host; the managers see a signing request only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from swarm.errors import AlreadyExists, InvalidArgument
+from swarm.identity import TlsFiles
+from swarm.v1 import control_pb2 as control
+
+from orchestrator.cli import output
+from orchestrator.cli.invocation import session
+
+ROLES = ("admin", "viewer", "server")
+
+
+def issue(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is for: a person, or a server's name")],
+    *,
+    directory: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR", help="Where node.key, node.pem and ca.pem are written")
+    ],
+    role: Annotated[
+        str,
+        typer.Option("--role", metavar="admin|viewer|server", help="What it allows: all, reading, or being a server"),
+    ] = "admin",
+    address: Annotated[
+        list[str] | None, typer.Option("--address", metavar="ADDRESS", help="Host name or IP address of a server")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the certificate in DIR")] = False,
+) -> None:
+    """Make a key and have the swarm certify it."""
+    if role not in ROLES:
+        raise InvalidArgument(f"--role {role!r} is not known; write one of {', '.join(ROLES)}")
+    if role == "server" and not address:
+        raise InvalidArgument("--role server needs --address: the host names and IP addresses that it answers at")
+    if role != "server" and address:
+        raise InvalidArgument("--address belongs to --role server: people have no address")
+    files = TlsFiles(Path(directory))
+    if files.key.exists() and not force:
+        raise AlreadyExists(f"{directory} holds a key already; name another directory, or replace it with --force")
+    managers = session(context).control()
+    key, request = new_request(name)
+    answer = managers.call(
+        lambda stub: stub.IssueCertificate,
+        control.IssueCertificateRequest(csr_pem=request, role=role, name=name, addresses=address or ()),
+    )
+    files.write(key, answer.certificate_pem, answer.ca_pem)
+    output.line(f"Certificate of {name} ({role}) written to {directory}")
+    if role != "server":
+        output.note(f"Use it with: swarmctl --host MANAGER:2378 --tls {directory} service ls")
+
+
+def new_request(name: str) -> tuple[bytes, bytes]:
+    """A new private key and a request to certify it, both PEM. The swarm decides what the certificate will say."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    try:
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    except ValueError as error:
+        raise InvalidArgument(f"{name!r} cannot be a certificate's name: 1 to 64 characters") from error
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return key_pem, request.public_bytes(serialization.Encoding.PEM)

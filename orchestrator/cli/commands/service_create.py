@@ -1,0 +1,66 @@
+"""`swarmctl service create`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from swarm.errors import InvalidArgument
+from swarm.v1 import control_pb2 as control
+
+from orchestrator.cli import output, progress
+from orchestrator.cli.invocation import session
+from orchestrator.cli.lazy import takes
+from orchestrator.cli.parsing.quantities import duration
+from orchestrator.cli.service_flags import CreateFlags, WaitFlags
+from orchestrator.cli.service_specs import new_spec
+
+# The API asks a registry for the image's digest, which may take longer than a write takes.
+RESOLVE_TIMEOUT = 30.0
+
+
+@takes(CreateFlags)
+def create(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image of the tasks")],
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND] [ARG]…", help="Replaces the image's command")
+    ] = None,
+    *,
+    options: CreateFlags,
+) -> None:
+    """Create a service.
+
+    Flags come before IMAGE; what follows it belongs to the container.
+    """
+    spec = new_spec(image, command or (), options, environment=os.environ, read_text=read_text)
+    seconds = wait_seconds(options)
+    managers = session(context).control()
+    answer = managers.call(
+        lambda stub: stub.CreateService, control.CreateServiceRequest(spec=spec), timeout=RESOLVE_TIMEOUT
+    )
+    for warning in answer.warnings:
+        output.note(f"Warning: {warning}")
+    output.line(answer.service.id)
+    if not options.detach:
+        progress.wait(managers, answer.service, quiet=options.quiet, timeout=seconds)
+
+
+def read_text(path: str) -> str:
+    """The text of a file that a flag names."""
+    try:
+        return Path(path).read_text()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path} is not a text file in UTF-8") from error
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def wait_seconds(flags: WaitFlags) -> float | None:
+    """--wait-timeout in seconds; None: as long as it takes."""
+    if flags.wait_timeout is None:
+        return None
+    span = duration(flags.wait_timeout, "--wait-timeout")
+    return float(span.seconds) + span.nanos / 1e9
