@@ -98,6 +98,10 @@ class Unauthenticated(SwarmError):
     exit_code = 6
 
 
+class NodeRemoved(Unauthenticated):
+    """The caller was a member and was removed from the swarm: it will never be let in again."""
+
+
 class DeadlineExceeded(SwarmError):
     status = grpc.StatusCode.DEADLINE_EXCEEDED
     exit_code = 7

@@ -1,0 +1,304 @@
+"""A node while it is part of a swarm: session, tasks, networks, certificate, manager process and agent port, wired together.
+
+`run` holds them all; when it is cancelled (the daemon ends) containers, networks, resolver and the manager process go on.
+The order of a start matters: what an earlier process left is taken up from the disk first, and serves before any manager is
+reachable; only then a session is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from swarm.clock import Clock
+from swarm.errors import SwarmError, Unauthenticated
+from swarm.identity import Peer, Role, TlsFiles
+from swarm.names import CLUSTER_PORT
+from swarm.renewal import Renewal
+from swarm.retry import Backoff
+from swarm.servers import RpcServer
+from swarm.v1 import dispatcher_pb2 as dispatcher
+from swarm.v1 import types_pb2 as types
+
+from agent.images.interface import ImageStore
+from agent.network.interface import DataPlane
+from agent.node.description import describe
+from agent.node.manager_process import ManagerProcess
+from agent.node.options import Options
+from agent.node.record import NodeFile, NodeRecord
+from agent.runtime.interface import Runtime
+from agent.runtime.logs import last_line
+from agent.session.client import SessionClient
+from agent.session.gates import Gate
+from agent.session.mirror import Mirror, Self
+from agent.session.mirror_file import MirrorFile
+from agent.session.networks import NetworkApplier
+from agent.tasks.host import Directories, TaskHost
+from agent.tasks.records import TaskRecords
+from agent.tasks.supervisor import TaskSupervisor
+
+log = logging.getLogger(__name__)
+
+STARTS_PER_CORE = 2
+LEAVE_TIMEOUT = 120.0  # seconds for all tasks to end when the node leaves
+REPORT_TIMEOUT = 3.0  # seconds for their last statuses to reach a manager
+_BACKOFF = Backoff(first=0.5, maximum=10.0)
+
+
+@dataclass(frozen=True)
+class NodeParts:
+    """The parts of a node that do I/O, and what they are given."""
+
+    options: Options
+    runtime: Runtime
+    images: ImageStore
+    data_plane: DataPlane
+    clock: Clock
+    rng: random.Random
+    use_registry: Callable[[str], None]  # tells the image store the cluster's default registry
+    on_started: Callable[[float], None] = lambda _: None  # seconds from assignment to RUNNING
+    manager_program: tuple[str, ...] = ()  # in tests: something else than our manager
+
+
+class Member:
+    """One membership, from joining or from the daemon's start until it is left or the daemon ends."""
+
+    def __init__(
+        self, parts: NodeParts, file: NodeFile, record: NodeRecord, add_services: Callable[[RpcServer], None]
+    ) -> None:
+        self.record = record.with_boot()
+        self._parts = parts
+        self._options = parts.options
+        self._file = file
+        self._add_services = add_services
+        self._boot_id = f"{parts.rng.getrandbits(128):032x}"
+        self.tls = TlsFiles(self._options.certificates)
+        self.mirror = Mirror()
+        self._mirror_file = MirrorFile(self._options.state / "assignments")
+        self.session = SessionClient(
+            self, lambda: self.record.managers, self.tls.read, clock=parts.clock, rng=_child(parts.rng)
+        )
+        self.networks = NetworkApplier(parts.data_plane, _child(parts.rng), self._networks_applied)
+        self._watermark = Gate()
+        cores = len(os.sched_getaffinity(0))
+        self.tasks = TaskSupervisor(
+            TaskHost(
+                runtime=parts.runtime,
+                images=parts.images,
+                data_plane=parts.data_plane,
+                networks=self.networks,
+                records=TaskRecords(self._options.state / "tasks"),
+                sink=self,
+                clock=parts.clock,
+                directories=Directories(self._options.state, self._options.run),
+                watermark=self._watermark,
+                starts=asyncio.Semaphore(max(4, cores * STARTS_PER_CORE)),
+                last_line=last_line,
+                on_started=parts.on_started,
+            ),
+            _child(parts.rng),
+        )
+        self.renewal = Renewal(
+            self.tls, self._renewal_managers, clock=parts.clock, rng=_child(parts.rng), on_renewed=self._renewed
+        )
+        self.manager: ManagerProcess | None = None
+        self._role_changed = asyncio.Event()
+        self._leaving = False
+        self._heard = False  # assignments from a manager, not only from the disk
+        self.ready = asyncio.Event()  # a session began and the networks that it named are in force
+        self.problem = ""
+
+    # ------------------------------------------------------------------------------------------------------- running
+
+    @property
+    def role(self) -> Role:
+        """As the certificate says."""
+        return self.tls.read().peer.role
+
+    async def run(self) -> None:
+        """Raises NodeRemoved where the managers say that this node is no member any more."""
+        await asyncio.to_thread(self._file.write, self.record)
+        self._parts.use_registry(self.record.default_registry)
+        server = await self._listen()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_manager())
+                await self._take_up()
+                group.create_task(self.networks.run())
+                group.create_task(self.session.run())
+                group.create_task(self._keep_certificate())
+        finally:
+            await self.tasks.close()
+            if server is not None:
+                await server.stop()
+
+    async def _listen(self) -> RpcServer | None:
+        """The agent port. A node works without it, only its logs and images cannot be reached from elsewhere."""
+        server = RpcServer()
+        self._add_services(server)
+        address = f"{self.record.listen_address}:{self.record.agent_port}"
+        try:
+            server.listen_tls(address, self.tls.read)
+        except SwarmError as error:
+            self.problem = f"managers cannot reach this node's logs and images: {error}"
+            log.error("%s", self.problem)
+            return None
+        await server.start()
+        return server
+
+    async def _take_up(self) -> None:
+        """Goes on with what an earlier agent process left."""
+        for wait in _BACKOFF.delays(self._parts.rng):
+            try:
+                await self._parts.data_plane.start()
+                await self.tasks.prepare_recovery()
+                break
+            except SwarmError as error:
+                self.problem = str(error)
+                log.error("this node cannot run tasks yet: %s", error)
+                await asyncio.sleep(wait)
+        self.problem = ""
+        loaded = await asyncio.to_thread(self._mirror_file.load)
+        if loaded is not None:
+            self.mirror = loaded
+            self._spread()
+
+    # --------------------------------------------------------------------------------------- what the session brings
+
+    def hello(self) -> dispatcher.SessionHello:
+        return dispatcher.SessionHello(
+            boot_id=self._boot_id,
+            boot_counter=self.record.boot_counter,
+            description=describe(
+                self._options.hostname, self.record.address, self.record.agent_port, self._options.labels
+            ),
+            seen_epoch=self.mirror.epoch,
+            seen_index=self.mirror.index,
+            cluster_id=self.record.cluster_id,
+        )
+
+    def settings(self, settings: dispatcher.SessionSettings) -> None:
+        before = self.record
+        managers = [manager.address for manager in settings.managers]
+        self.record = before.with_settings(settings.node.number, managers, settings.default_registry)
+        if self.record != before:
+            self._file.write(self.record)
+            self._parts.use_registry(self.record.default_registry)
+        wanted = Role.MANAGER if settings.node.spec.desired_role == types.NODE_ROLE_MANAGER else Role.WORKER
+        if settings.node.spec.desired_role and wanted is not self.role:
+            log.info("this node is to become a %s", wanted.value)
+            self.renewal.request()
+
+    async def assignments(self, message: dispatcher.Assignments) -> None:
+        parts = self.mirror.receive(message)
+        if parts is None or self._leaving:
+            return
+        await asyncio.to_thread(self._mirror_file.append, parts, self.mirror)
+        self._heard = True
+        self._spread()
+        self._networks_applied(self.networks.applied_index)
+
+    def _spread(self) -> None:
+        """Networks first: tasks wait for theirs, and others wait for our acknowledgement."""
+        mirror = self.mirror
+        me = Self(self.record.node_id, self.record.number, self.record.address)
+        self.networks.submit(mirror.revision, mirror.index, lambda: mirror.network_view(me))
+        self.tasks.apply(mirror)
+
+    def _networks_applied(self, index: int) -> None:
+        self.session.networks_applied(index)
+        if self._heard and index >= self.mirror.index:
+            self.ready.set()
+
+    def watermark(self, index: int) -> None:
+        self._watermark.advance(index)
+
+    def session_over(self) -> None:
+        self.mirror.drop_parts()
+
+    def status(self, task_id: str, status: types.TaskStatus, *, urgent: bool) -> None:
+        self.session.status(task_id, status, urgent=urgent)
+
+    def forgotten(self, task_id: str) -> None:
+        if not self._leaving:  # the managers still wait for the last statuses of a node that leaves
+            self.session.forgotten(task_id)
+
+    # ------------------------------------------------------------------------------------- certificate and manager
+
+    def _renewal_managers(self) -> Sequence[str]:
+        first = [self.session.connected_to] if self.session.connected_to else []
+        return list(dict.fromkeys([*first, *self.record.managers]))
+
+    async def _renewed(self, peer: Peer) -> None:
+        self._role_changed.set()
+
+    async def _keep_certificate(self) -> None:
+        try:
+            await self.renewal.run()
+        except Unauthenticated as error:
+            # Whether this node was removed is for its session to say; until then its containers go on.
+            self.problem = f"the certificate was not renewed: {error}"
+            log.error("%s", self.problem)
+
+    async def _keep_manager(self) -> None:
+        """Runs the manager process while the certificate says that this node is a manager."""
+        while True:
+            self._role_changed.clear()
+            if self.role is Role.MANAGER:
+                self.manager = ManagerProcess(
+                    self._options,
+                    self.manager_arguments,
+                    _child(self._parts.rng),
+                    **({"program": self._parts.manager_program} if self._parts.manager_program else {}),
+                )
+                running = asyncio.create_task(self.manager.run())
+                try:
+                    while self.role is Role.MANAGER:
+                        await self._role_changed.wait()
+                        self._role_changed.clear()
+                    await self.manager.stop()
+                    await asyncio.to_thread(shutil.rmtree, self._options.state / "manager", True)
+                finally:
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
+                self.manager = None
+            await self._role_changed.wait()
+
+    def manager_arguments(self) -> list[str]:
+        """The options of `orchestrator.manager run` on this node."""
+        options, own = self._options, cluster_address(self.record.address)
+        return [
+            "--state-dir", str(options.state),
+            "--run-dir", str(options.run),
+            "--listen", self.record.listen_address,
+            "--advertise", self.record.address,
+            "--join", ",".join(address for address in self.record.managers if address != own),
+            "--metrics", options.manager_metrics,
+        ]  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------------------ leaving
+
+    async def stop_tasks(self) -> None:
+        """Ends and removes all tasks, and lets the managers hear of it. Raises DeadlineExceeded."""
+        self._leaving = True
+        await self.tasks.remove_all(LEAVE_TIMEOUT)
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT):
+                while self.session.unacknowledged and self.session.connected_to:  # noqa: ASYNC110 – rare and bounded
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            log.warning("the managers did not confirm the last statuses of this node's tasks")
+
+
+def cluster_address(address: str) -> str:
+    """HOST:PORT of the cluster port of a manager at `address`."""
+    return f"[{address}]:{CLUSTER_PORT}" if ":" in address else f"{address}:{CLUSTER_PORT}"
+
+
+def _child(rng: random.Random) -> random.Random:
+    return random.Random(rng.getrandbits(64))

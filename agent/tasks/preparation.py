@@ -1,0 +1,157 @@
+"""Everything between an accepted task and a container that can start: image, network, root filesystem, mounts, create.
+
+What does not depend on one another runs side by side. A failure leaves pieces behind on purpose: the task's clean-up
+removes them, as it does after a crash, so there is one way of cleaning and not two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.errors import InvalidArgument, ResourceExhausted, SwarmError
+from swarm.process import run
+from swarm.v1 import types_pb2 as types
+
+from agent.images.interface import Image
+from agent.network.interface import ContainerNetwork
+from agent.tasks import settings
+from agent.tasks.host import TaskHost
+
+NETWORK_TIMEOUT = 20.0  # seconds for the node's networks to be programmed
+COPY_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True)
+class PreparedContainer:
+    image: Image
+    stop_signal: int
+    health: settings.HealthCheck | None
+
+
+async def prepare(
+    task: types.Task, spec: types.ServiceSpec, host: TaskHost, progress: Callable[[str], None]
+) -> PreparedContainer:
+    """Creates the task's container. Raises SwarmError with the sentence that `service ps` shows."""
+    container = spec.task.container
+    try:
+        async with asyncio.TaskGroup() as group:
+            network_job = group.create_task(_attach(task, container, host))
+            image_job = group.create_task(_rootfs(task, container, host, progress))
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors
+    network, (image, rootfs) = network_job.result(), image_job.result()
+    stop_signal = settings.stop_signal(container, image.config)
+    health = settings.health_check(container, image.config)
+    places = settings.Places(
+        host.directories.volumes,
+        host.directories.etc(task.id),
+        host.directories.log(task.id),
+        rootfs,
+        network.namespace,
+    )
+    wanted = settings.container_settings(task, spec, image.config, places)
+    async with host.starts:
+        await asyncio.to_thread(_write_etc, places.etc, wanted.hostname, network)
+        await _provide_mounts(task, container, image, places)
+        await host.runtime.create(wanted)
+    return PreparedContainer(image, stop_signal, health)
+
+
+def first_error(errors: BaseExceptionGroup) -> BaseException:
+    """The failure that a group of jobs ended with; a SwarmError where there is one."""
+    expected, unexpected = errors.split(SwarmError)
+    group: BaseExceptionGroup | None = expected if expected is not None else unexpected
+    assert group is not None
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
+async def _attach(task: types.Task, container: types.ContainerSpec, host: TaskHost) -> ContainerNetwork:
+    await host.networks.holds(frozenset(each.network_id for each in task.attachments), NETWORK_TIMEOUT)
+    async with host.starts:
+        return await host.data_plane.attach(
+            task.id,
+            tuple(task.attachments),
+            hostname=settings.hostname_of(task, container),
+            extra_hosts=tuple(container.hosts),
+            dns=container.dns if container.HasField("dns") else None,
+            sysctls=dict(container.sysctls) or None,
+        )
+
+
+async def _rootfs(
+    task: types.Task, container: types.ContainerSpec, host: TaskHost, progress: Callable[[str], None]
+) -> tuple[Image, Path]:
+    progress(f"image {container.image}")
+    image = await host.images.ensure(container.image, container.image_digest)
+    async with host.starts:
+        return image, await host.images.mount(task.id, image)
+
+
+def _write_etc(directory: Path, hostname: str, network: ContainerNetwork) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {"hostname": f"{hostname}\n", "hosts": network.hosts, "resolv.conf": network.resolv_conf}
+    for name, text in contents.items():
+        path = directory / name
+        path.write_text(text)
+        path.chmod(0o644)
+
+
+async def _provide_mounts(
+    task: types.Task, container: types.ContainerSpec, image: Image, places: settings.Places
+) -> None:
+    """Makes named volumes and refuses bind mounts of what does not exist."""
+    for mount in container.mounts:
+        if mount.type in (types.MOUNT_TYPE_BIND, types.MOUNT_TYPE_UNSPECIFIED) and not Path(mount.source).exists():
+            raise InvalidArgument(
+                f"the bind mount {mount.source} does not exist on this node; create it there or constrain the placement"
+            )
+    for name, target, _ in settings.volume_names(task.id, container, image.config):
+        await _provide_volume(places.volumes / name, places.rootfs, target)
+
+
+async def _provide_volume(volume: Path, rootfs: Path, target: str) -> None:
+    """A new volume starts with what the image holds at its place, with that directory's owner and mode."""
+    if volume.exists():
+        return
+    filling = volume.with_name(f".{volume.name}.new")
+    try:
+        shutil.rmtree(filling, ignore_errors=True)
+        filling.mkdir(parents=True, mode=0o755)
+        source = _within(rootfs, target)
+        if source is not None:
+            await run(["cp", "-a", f"{source}/.", filling], timeout=COPY_TIMEOUT)
+            shutil.copystat(source, filling)
+        with contextlib.suppress(FileExistsError):  # another task was quicker
+            filling.rename(volume)
+    except OSError as error:
+        if volume.exists():
+            return
+        raise ResourceExhausted(f"the volume {volume.name} cannot be made: {error}") from error
+
+
+def _within(rootfs: Path, target: str) -> Path | None:
+    """The directory of the image at `target`; None where there is none, or where a link could lead outside."""
+    path = rootfs
+    for part in Path(target).parts:
+        if part == "/":
+            continue
+        path = path / part
+        if part == ".." or path.is_symlink() or not path.is_dir():
+            return None
+    return path
+
+
+def release_files(task_id: str, host: TaskHost) -> None:
+    """Removes what `prepare` wrote besides container, network and root filesystem."""
+    shutil.rmtree(host.directories.etc(task_id), ignore_errors=True)
+    if host.directories.volumes.is_dir():
+        for volume in host.directories.volumes.glob(f"anonymous.{task_id}.*"):
+            shutil.rmtree(volume, ignore_errors=True)
