@@ -40,6 +40,8 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/swarm.v1.Dispatcher/Session": _NODE,
     "/swarm.v1.DispatcherRelay/Relay": _MANAGER,
     "/swarm.v1.Certificates/Renew": _NODE,
+    **{"/swarm.v1.Raft/" + method: _MANAGER for method in ("Exchange", "InstallSnapshot")},
+    **{"/swarm.v1.RaftMembership/" + method: _MANAGER for method in ("Join", "Leave", "List")},
     "/swarm.v1.Enrolment/Join": _ANYBODY,
     "/swarm.v1.NodeAgent/TaskLogs": _MANAGER_OR_LOCAL,
     **{

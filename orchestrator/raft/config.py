@@ -1,0 +1,67 @@
+"""What a member of the log is told at its start.
+
+`Timings` holds every wait of the protocol in seconds; the defaults suit a Python process on a host that has other things
+to do. They were chosen by measurement (docs/raft.md): a killed leader is noticed by its closed connection, long before the
+election timeout, so that the timeout may be generous enough for two busy cores.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swarm.clock import Clock, SystemClock
+from swarm.identity import TlsMaterial
+
+from orchestrator.consensus import Member
+
+MAX_COMMAND_BYTES = 32 << 20  # a larger entry would hold up everything behind it
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds."""
+
+    heartbeat: float = 0.05
+    election_min: float = 0.35
+    election_max: float = 0.60
+    # After the leader's connection broke (its process died, most likely): wait this long, at random, then ask for votes.
+    lost_leader_min: float = 0.02
+    lost_leader_max: float = 0.12
+    # A leader that a majority has not answered for this long stops leading. Not longer than election_min: by the time
+    # that others may elect, it knows.
+    quorum: float = 0.35
+    # After losing leadership, how long a proposal in the log may still learn what became of it.
+    afterlife: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.heartbeat * 3 < self.election_min < self.election_max:
+            raise ValueError("the election timeout must be longer than three heartbeats, and a range")
+
+
+@dataclass(frozen=True)
+class CompactionPolicy:
+    """When the log is replaced by a snapshot, and how much of it stays for members that are a little behind."""
+
+    entries: int = 20_000
+    bytes: int = 16 << 20
+    keep_entries: int = 4_000
+    keep_bytes: int = 4 << 20
+
+
+@dataclass(frozen=True)
+class RaftConfig:
+    """`initial_members` counts only where the state directory is empty: (self,) founds a cluster, () waits to be added to
+    one (see `admission.join_cluster`). What the directory says wins otherwise."""
+
+    state_directory: Path
+    member: Member
+    tls: Callable[[], TlsMaterial]
+    initial_members: tuple[Member, ...] = ()
+    timings: Timings = field(default_factory=Timings)
+    compaction: CompactionPolicy = field(default_factory=CompactionPolicy)
+    clock: Clock = field(default_factory=SystemClock)
+    rng: random.Random = field(default_factory=random.Random)
+    queue_size: int = 20_000  # proposals waiting for the tick thread

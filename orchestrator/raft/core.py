@@ -1,0 +1,651 @@
+"""One member of the log: the corrected library object, its state machine and its snapshots (removes defects E, H, I, K).
+
+Everything here runs on one thread, in ticks. A tick is the library's own (`SyncObj._onTick`), framed by ours:
+
+1. deliver what came meanwhile; decide whether the election deadline means an election (elections.py);
+2. the library: start an election if allowed, count commits, check the quorum, apply, send heartbeats, take commands;
+3. the end of the tick: send what is new, *then* sync the journal, *then* release acknowledgements and count ourselves
+   (the leader's followers write at the same time as the leader does); settle reads; tell who leads;
+4. wait for the next event, or for the next deadline.
+
+The order in 3 is what makes acknowledgements true: nothing that depends on a record is said before the record is synced.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from swarm.errors import FailedPrecondition, InternalError, NotFound, SwarmError, Unavailable
+from swarm.v1 import raft_pb2 as pb
+
+from orchestrator.consensus import Committed, Leadership, StateMachine
+from orchestrator.raft import membership
+from orchestrator.raft.config import CompactionPolicy, Timings
+from orchestrator.raft.disk import DiskFull
+from orchestrator.raft.engine import MemberNode, Role, ticking
+from orchestrator.raft.journal import Journal
+from orchestrator.raft.links import Links
+from orchestrator.raft.proposals import Proposal, leadership_lost, overwritten
+from orchestrator.raft.reads import Done, Reads
+from orchestrator.raft.replication import Replication
+from orchestrator.raft.snapshots import Snapshot, SnapshotStore
+
+log = logging.getLogger(__name__)
+
+_REGULAR, _NO_OP = 0, 1  # the library's command types
+_APPLY_PER_TICK = 512
+_TAKE_PER_TICK = 512
+_TAKE_BYTES_PER_TICK = 4 << 20
+_LONGEST_WAIT = 0.1
+_SNAPSHOT_RETRY = 30.0
+_PROMOTION_LAG = 64  # entries that a learner may be behind when it gets its vote
+
+Change = Callable[[pb.RaftConfiguration], pb.RaftConfiguration]
+
+
+class Background(Protocol):
+    """Runs `work` beside the tick thread and hands what it returned or raised to `done`, on the tick thread."""
+
+    def __call__(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None: ...
+
+
+class Observer(Protocol):
+    """Who wants to know; called on the tick thread, must return at once."""
+
+    def leadership_changed(self, leadership: Leadership) -> None: ...
+
+    def configuration_changed(self, configuration: pb.RaftConfiguration) -> None: ...
+
+
+@dataclass
+class _Transfer:
+    """Leadership is being handed over."""
+
+    target: MemberNode
+    until: float
+    done: Callable[[SwarmError | None], None]
+    told: bool = False
+
+
+class _Wait:
+    """Stands in the place of the library's socket poller: the end of a tick waits here."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def poll(self, timeout: float) -> None:
+        self._core.wait(timeout)
+
+
+class Core(Replication):
+    """See the module's description."""
+
+    def __init__(
+        self,
+        own: MemberNode,
+        *,
+        journal: Journal,
+        snapshots: SnapshotStore,
+        machine: StateMachine,
+        links: Links,
+        background: Background,
+        observer: Observer,
+        timings: Timings,
+        compaction: CompactionPolicy,
+        clock: Callable[[], float],
+        rng: random.Random,
+        queue_size: int,
+    ) -> None:
+        """Restores the state from the newest snapshot, and gets ready to tick. Raises InternalError where the journal or
+        the snapshot is damaged: a member must not take part with less than it once acknowledged."""
+        self.machine = machine
+        self.snapshots = snapshots
+        self.links = links
+        self.compaction = compaction
+        self._background = background
+        self._observer = observer
+        self._reads = Reads()
+        self._transfer: _Transfer | None = None
+        self._snapshot_busy = False
+        self._snapshot_not_before = float("-inf")
+        self._installing: pb.RaftSnapshotOffer | None = None
+        self._last_sent = (0, 0)  # last and commit index when entries were sent last
+        self._published: Leadership | None = None
+        self.configuration_published: pb.RaftConfiguration | None = None
+        self.snapshot = snapshots.newest()
+        if self.snapshot is not None:
+            found = self.snapshot
+            journal.align(found.index, found.term, found.configuration, compaction.keep_entries)
+            machine.restore(found.index, snapshots.chunks(found))
+        self.history = self._read_history(journal)
+        super().__init__(own, journal, links, timings, clock, rng, queue_size)
+        journal.sync()
+        self.set_applied_index(self.snapshot.index if self.snapshot else self.base_index)
+        self.set_commit_index(max(self.commit_index, self.applied_index()))
+        self._poller = _Wait(self)
+        links.receiver = self
+        self.addOnTickCallback(self._end_of_tick)
+        self._adopt_configuration()
+        if membership.voters(self.history.current) == {own.id}:
+            self.election_deadline = 0.0  # nobody to wait for
+
+    def _read_history(self, journal: Journal) -> membership.History:
+        start = self.snapshot.index if self.snapshot else journal[0][1]
+        history = membership.History(start, journal.base_configuration)
+        for command, index, _ in journal[:]:
+            if index > start and (configuration := membership.decode(command)) is not None:
+                history.appended(index, configuration)
+        return history
+
+    # ---- the tick
+
+    def tick(self, wait: float) -> None:
+        """One tick; waits for at most `wait` seconds at its end."""
+        with ticking(self.clock):
+            self.links.deliver(0)
+            self._decide_election(self.clock())
+            self.doTick(wait)
+
+    def wait(self, longest: float) -> None:
+        """Until something happens, or is due."""
+        now = self.clock()
+        due = self.next_heartbeat() if self.role is Role.LEADER else self.election_deadline
+        alone_behind = self.role is Role.LEADER and not self.voter_nodes and self.commit_index < self.last_index
+        if alone_behind or self.applied_index() < self.commit_index or self._reads.waiting or self.journal.dirty:
+            due = now
+        self.links.deliver(max(0.0, min(longest, due - now, _LONGEST_WAIT)))
+
+    def _end_of_tick(self) -> None:
+        if self.role is Role.LEADER:
+            self._lead()
+        else:
+            self._reads.fail()
+        self.journal.sync()
+        self._release_answers()
+        if self.role is Role.LEADER:
+            self._reads.settle(self._proven_sequence(), self.applied_index())
+        self._watch_transfer()
+        self._publish()
+
+    def _lead(self) -> None:
+        if self._reads.waiting and self._is_ready():
+            self._reads.ask(self.sequence + 1, self.commit_index)
+            self._SyncObj__sendAppendEntries()
+        self._promote_learners()
+        now = (self.last_index, self.commit_index)
+        if now != self._last_sent:
+            self._last_sent = now
+            self._SyncObj__sendAppendEntries()
+
+    def _proven_sequence(self) -> int:
+        """The highest sequence number that a majority has answered in this term."""
+        others = sorted((self._acknowledged(node) for node in self.voter_nodes), reverse=True)
+        needed = (len(others) + 1) // 2  # besides ourselves
+        return others[needed - 1] if needed else self.sequence + 1
+
+    def _acknowledged(self, node: MemberNode) -> int:
+        progress = self.progress.get(node.id)
+        return progress.acknowledged if progress else 0
+
+    def _is_ready(self) -> bool:
+        own_entry = self.own_entry_index()
+        return self.role is Role.LEADER and own_entry is not None and self.applied_index() >= own_entry
+
+    def _publish(self) -> None:
+        leader = self.leader_node
+        leadership = Leadership(
+            self.term, leader.id if leader is not None else "", self.role is Role.LEADER, self._is_ready()
+        )
+        if leadership != self._published:
+            self._published = leadership
+            self._observer.leadership_changed(leadership)
+
+    # ---- messages
+
+    def message_received(self, node_id: str, message: pb.RaftMessage) -> None:
+        node = self._node(node_id)
+        match message.WhichOneof("kind"):
+            case "request_vote":
+                request = message.request_vote
+                if request.prevote or self._may_go_on_in(request.term):
+                    self._on_request_vote(node, request)
+            case "vote":
+                vote = message.vote
+                # A granted pre-vote names a term that nobody has yet.
+                if (vote.prevote and vote.granted) or self._may_go_on_in(vote.term):
+                    self._on_vote(node, vote)
+            case "append_entries":
+                if self._may_go_on_in(message.append_entries.term):
+                    self._on_append_entries(node, message.append_entries)
+            case "append_response":
+                if self._may_go_on_in(message.append_response.term):
+                    self._on_append_response(node, message.append_response)
+            case "timeout_now":
+                self._on_timeout_now(node, message.timeout_now)
+            case unknown:
+                log.warning("a message of kind %s from manager %s was ignored", unknown, node_id)
+
+    def _may_go_on_in(self, term: int) -> bool:
+        """Adopts a later term. False where the disk has no room to store that: the message is as good as lost then."""
+        if term > self.term:
+            if not self.journal.has_margin():
+                return False
+            self._adopt_term(term)
+        return True
+
+    def send_message(self, node_id: str, message: pb.RaftMessage) -> bool:
+        """Every message reveals the term, and some a vote: both are durable first."""
+        if self.journal.hard_state_dirty:
+            self.journal.sync()
+        return self.links.transmit(node_id, message)
+
+    def _node(self, node_id: str) -> MemberNode:
+        for node in self.peers():
+            if node.id == node_id:
+                return node
+        return MemberNode(node_id)
+
+    def link_up(self, node_id: str) -> None:
+        node = self._node(node_id)
+        if node in self.voter_nodes or node in self.learner_nodes:
+            self.connected.add(node)
+            self._forget_flight(node_id)
+            if self.role is Role.LEADER:
+                self.set_next_heartbeat(0.0)
+
+    def link_down(self, node_id: str) -> None:
+        self.connected.discard(MemberNode(node_id))
+        self._forget_flight(node_id)
+        self.peer_gone(node_id)
+
+    def peer_gone(self, node_id: str) -> None:
+        """The link that another member keeps to us broke."""
+        if self.leader_node is not None and self.leader_node.id == node_id and self.role is Role.FOLLOWER:
+            self._leader_connection_broke()
+
+    def _forget_flight(self, node_id: str) -> None:
+        """What was under way on a broken link is lost."""
+        progress = self.progress.get(node_id)
+        if progress is not None:
+            progress.flight = 0
+
+    def is_receiving(self) -> bool:
+        return self.links.is_receiving()
+
+    # ---- leadership
+
+    def _role_changed(self, old: int, new: int) -> None:
+        if old == Role.LEADER:
+            self._lost_leadership()
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        self.progress.clear()
+        self._last_sent = (0, 0)
+        self.journal.sync()
+        super()._SyncObj__onBecomeLeader()
+        self.journal.sync()
+        log.info("this manager leads term %d", self.term)
+
+    def _lost_leadership(self) -> None:
+        log.info("this manager leads no more (term %d)", self.term)
+        self._postpone_election(self.clock())
+        self.progress.clear()
+        self._reads.fail()
+        if self._transfer is not None:
+            transfer, self._transfer = self._transfer, None
+            transfer.done(None)
+        until = self.clock() + self.timings.afterlife
+        for waiting in self.waiting().values():
+            for _, proposal in waiting:
+                proposal.deadline = min(proposal.deadline, until)
+
+    def transfer_leadership(
+        self, node_id: str | None, timeout: float, done: Callable[[SwarmError | None], None]
+    ) -> None:
+        """Hands leadership to a voter that has caught up; `done` is told once this member leads no more, or why not."""
+        if self.role is not Role.LEADER:
+            done(Unavailable("this manager does not lead"))
+            return
+        if self._transfer is not None:
+            done(FailedPrecondition("leadership is being handed over already"))
+            return
+        candidates = [node for node in self.peers() if node in self.voter_nodes and node in self.connected]
+        if node_id is not None:
+            candidates = [node for node in candidates if node.id == node_id]
+        if not candidates:
+            done(FailedPrecondition("there is no other manager that could lead now"))
+            return
+        target = max(candidates, key=lambda node: self.match_index.get(node, 0))
+        self._transfer = _Transfer(target, self.clock() + timeout, done)
+        self._watch_transfer()
+
+    def _watch_transfer(self) -> None:
+        transfer = self._transfer
+        if transfer is None:
+            return
+        if self.clock() > transfer.until:
+            self._transfer = None
+            transfer.done(Unavailable(f"manager {transfer.target.id} did not take over leadership in time"))
+        elif not transfer.told and self.match_index.get(transfer.target, 0) == self.last_index:
+            transfer.told = True
+            self.send_message(transfer.target.id, pb.RaftMessage(timeout_now=pb.TimeoutNow(term=self.term)))
+
+    # ---- commands
+
+    def propose(self, proposal: Proposal) -> None:
+        """Queues a proposal. From any thread."""
+        self._applyCommand(bytes([_REGULAR]) + proposal.command, proposal)
+        self.links.post(_nothing)
+
+    def _checkCommandsToApply(self) -> None:
+        """The library's: takes queued commands. It would forward them to the leader and lose track of them (defect M)."""
+        if self._transfer is not None and self.role is Role.LEADER:
+            return  # they wait: whoever leads after this tick answers them
+        commands, taken = self.command_queue(), 0
+        for _ in range(_TAKE_PER_TICK):
+            try:
+                command, proposal = commands.get_nowait()
+            except queue.Empty:
+                return
+            self._take_command(command, proposal)
+            taken += len(command)
+            if taken > _TAKE_BYTES_PER_TICK:
+                break
+        self.links.post(_nothing)  # there may be more
+
+    def _take_command(self, command: bytes, proposal: Proposal) -> None:
+        if self.role is not Role.LEADER:
+            leader = self.leader_node
+            where = f"manager {leader.id} does" if leader is not None else "no leader is known at the moment"
+            proposal.end(Unavailable(f"this manager does not lead, {where}; nothing was written, repeat it"))
+            return
+        try:
+            self.journal.reserve(len(command))
+        except DiskFull as error:
+            proposal.end(error)
+            return
+        self._append(command, proposal)
+
+    def _append(self, command: bytes, proposal: Proposal) -> None:
+        if not proposal.begin():
+            return
+        proposal.index = self.last_index + 1
+        self.journal.add(command, proposal.index, self.term)
+        self.waiting()[proposal.index].append((self.term, proposal))
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """The library's: applies what is committed. The index moves before anybody is told, so that nothing that a
+        listener does can make an entry apply twice (defect I); and a tick applies a bounded number."""
+        end = min(self.commit_index, self.applied_index() + _APPLY_PER_TICK)
+        while not self.is_installing() and self.applied_index() < end:
+            index = self.applied_index() + 1
+            entry = self.entry(index)
+            if entry is None:
+                raise InternalError(f"entry {index} is committed but not in the log")
+            outcome = self._apply(entry[0], index)
+            self.set_applied_index(index)
+            for term, proposal in self.waiting().pop(index, ()):
+                proposal.end(outcome if term == entry[2] else overwritten())
+        self._expire_proposals()
+        return False
+
+    def _apply(self, command: bytes, index: int) -> Committed | SwarmError:
+        kind = command[0]
+        if kind == _REGULAR:
+            return Committed(index, self.machine.apply(index, command[1:]))
+        if kind == _NO_OP or membership.decode(command) is not None:
+            return Committed(index, b"")
+        raise InternalError(
+            f"entry {index} is of kind {kind}, which this version does not know; start this manager with the newer version"
+        )
+
+    def _expire_proposals(self) -> None:
+        """Whoever waits for an entry of a leadership that is over gets to know that nothing more will be known."""
+        if self.role is Role.LEADER or not self.waiting():
+            return
+        now = self.clock()
+        for index, waiting in list(self.waiting().items()):
+            if all(proposal.deadline <= now for _, proposal in waiting):
+                for _, proposal in self.waiting().pop(index):
+                    proposal.end(leadership_lost())
+
+    def read(self, done: Done) -> None:
+        """A linearizable read; see reads.py."""
+        if self.role is Role.LEADER:
+            self._reads.add(done)
+        else:
+            done(None)
+
+    # ---- membership
+
+    def change_configuration(self, change: Change, proposal: Proposal) -> None:
+        """Appends `change` of the configuration in force. One at a time, really: the library's own guard is dead code."""
+        try:
+            self._begin_change(change, proposal)
+        except SwarmError as error:
+            proposal.end(error)
+
+    def _begin_change(self, change: Change, proposal: Proposal) -> None:
+        if self.role is not Role.LEADER:
+            raise Unavailable("this manager does not lead; nothing was changed, repeat it")
+        if not self._is_ready() or self.history.current_index > self.commit_index:
+            raise FailedPrecondition("another change of the managers is under way; repeat it when that has ended")
+        changed = change(self.history.current)
+        if changed == self.history.current:
+            proposal.begin()
+            proposal.end(Committed(self.history.current_index, b""))
+            return
+        if self.own_id not in membership.voters(changed):
+            raise FailedPrecondition("a leader cannot remove itself; it hands leadership over first")
+        command = membership.encode(changed)
+        self.journal.reserve(len(command))
+        self._append(command, proposal)
+        self.configuration_appended(self.last_index, changed)
+
+    def _promote_learners(self) -> None:
+        """A learner that has caught up gets its vote."""
+        if not self._is_ready() or self.history.current_index > self.commit_index:
+            return
+        for node in sorted(self.learner_nodes, key=lambda node: str(node.id)):
+            alive = self.clock() - self.last_response.get(node, float("-inf")) < self.timings.election_min
+            if alive and self.match_index.get(node, 0) + _PROMOTION_LAG >= self.last_index:
+                log.info("manager %s has caught up and gets its vote", node.id)
+                self.change_configuration(
+                    lambda now, node=node: membership.with_vote(now, node.id),  # type: ignore[misc]
+                    Proposal(b"", float("inf"), lambda _: None),
+                )
+                return
+
+    def configuration_appended(self, index: int, configuration: pb.RaftConfiguration) -> None:
+        self.history.appended(index, configuration)
+        self._adopt_configuration()
+
+    def log_truncated(self, index: int) -> None:
+        """Entries from `index` on contradict the leader's: who waited for them knows now, and what they changed of the
+        membership is taken back."""
+        for waiting_for in [known for known in self.waiting() if known >= index]:
+            for _, proposal in self.waiting().pop(waiting_for):
+                proposal.end(overwritten())
+        self.history.truncated(index)
+        self._adopt_configuration()
+
+    def _adopt_configuration(self) -> None:
+        """Brings links and the library's sets in line with the configuration in force."""
+        configuration = self.history.current
+        wanted = {m.node_id: m for m in configuration.members if m.node_id != self.own_id}
+        for node in self.peers():
+            entry = wanted.get(node.id)
+            if entry is None or entry.address != node.address:
+                self._drop(node)
+        for node_id, entry in sorted(wanted.items()):
+            self._include(node_id, entry)
+        if configuration != self.configuration_published:
+            self.configuration_published = configuration
+            self._observer.configuration_changed(configuration)
+
+    def _drop(self, node: MemberNode) -> None:
+        self.voter_nodes.discard(node)
+        self.learner_nodes.discard(node)
+        self.connected.discard(node)
+        self.progress.pop(node.id, None)
+        for known in (self.next_index, self.match_index, self.last_response):
+            known.pop(node, None)
+        self.links.disconnect(node.id)
+
+    def _include(self, node_id: str, entry: pb.RaftMember) -> None:
+        node = next((known for known in self.peers() if known.id == node_id), None)
+        if node is None:
+            node = MemberNode(node_id, entry.address)
+            self.next_index[node] = self.last_index + 1
+            self.match_index[node] = 0
+            self.last_response[node] = self.clock()
+            self.links.connect(node)
+        group, other = self.learner_nodes, self.voter_nodes
+        if not entry.learner:
+            group, other = other, group
+        other.discard(node)
+        group.add(node)
+
+    def reachable(self) -> frozenset[str]:
+        """The members that answered this leader lately, and itself."""
+        since = self.clock() - self.timings.quorum
+        return frozenset({self.own_id, *(node.id for node, when in self.last_response.items() if when >= since)})
+
+    # ---- snapshots
+
+    def is_installing(self) -> bool:
+        return self._installing is not None
+
+    def start_snapshot_transfer(self, node_id: str, snapshot: Snapshot) -> bool:
+        return self.links.transmit_snapshot(node_id, snapshot, self.term)
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """The library's: takes a snapshot when the log has grown. Only the copy-on-write view is taken on this thread."""
+        if self._snapshot_busy or self.is_installing() or self.clock() < self._snapshot_not_before:
+            return
+        covered = self.snapshot.index if self.snapshot else self.base_index
+        grown = self.applied_index() - covered
+        if grown <= 0 or (
+            grown < self.compaction.entries
+            and (self.journal.bytes_in_memory < self.compaction.bytes or grown < self.compaction.entries // 20)
+        ):
+            return
+        self.take_snapshot()
+
+    def take_snapshot(self, done: Callable[[SwarmError | None], None] | None = None) -> None:
+        """Stores the applied state, in the background."""
+        index = self.applied_index()
+        entry = self.entry(index)
+        assert entry is not None
+        term, configuration, produce = entry[2], self.history.at(index), self.machine.capture()
+        self._snapshot_busy = True
+
+        def work() -> Snapshot:
+            snapshot = self.snapshots.write(index, term, configuration, produce())
+            self.snapshots.remove_older(index)
+            return snapshot
+
+        def stored(snapshot: Any, error: Exception | None) -> None:
+            self._snapshot_busy = False
+            if error is not None:
+                log.warning("the snapshot at entry %d could not be stored, it is tried again later: %s", index, error)
+                self._snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
+            elif self.snapshot is None or snapshot.index > self.snapshot.index:
+                self._compact(snapshot)
+            if done is not None:
+                done(error if isinstance(error, SwarmError) else None)
+
+        self._background(work, stored)
+
+    def _compact(self, snapshot: Snapshot) -> None:
+        """The snapshot is durable: the log may forget what it covers, but for what keeps slow members off snapshots."""
+        self.snapshot = snapshot
+        self.history.compacted(snapshot.index)
+        keep_from, kept_bytes = snapshot.index, 0
+        while keep_from > self.base_index and snapshot.index - keep_from < self.compaction.keep_entries:
+            entry = self.entry(keep_from)
+            assert entry is not None
+            kept_bytes += len(entry[0])
+            if kept_bytes > self.compaction.keep_bytes:
+                break
+            keep_from -= 1
+        self.journal.start_new_segment()
+        self.journal.deleteEntriesTo(keep_from - self.base_index)
+
+    def snapshot_received(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
+        """A leader's snapshot lies whole in a file. It replaces the state in the background, and then the log; nothing
+        of our own tail is counted as committed by it (defect A)."""
+        if not self._may_go_on_in(offer.term) or offer.term < self.term or self.is_installing():
+            return
+        self._heard_leader(self._node(node_id))
+        if offer.index <= self.applied_index():
+            self._answer_installed(self.applied_index())
+            return
+        self._installing = offer
+
+        def work() -> Snapshot:
+            snapshot = self.snapshots.received(name)
+            self.machine.restore(snapshot.index, self.snapshots.chunks(snapshot))
+            self.snapshots.remove_older(snapshot.index)
+            return snapshot
+
+        def installed(snapshot: Any, error: Exception | None) -> None:
+            self._installing = None
+            if error is not None:
+                raise InternalError(f"the snapshot of manager {node_id} could not be installed: {error}") from error
+            self._installed(snapshot)
+
+        self._background(work, installed)
+
+    def _installed(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        ours = self.entry(snapshot.index)
+        if ours is None or ours[2] != snapshot.term:
+            self.journal.reset(snapshot.index, snapshot.term, snapshot.configuration)
+            self.history = membership.History(snapshot.index, snapshot.configuration)
+        self.set_applied_index(snapshot.index)
+        self.set_commit_index(max(self.commit_index, snapshot.index))
+        for index in [known for known in self.waiting() if known <= snapshot.index]:
+            for _, proposal in self.waiting().pop(index):
+                proposal.end(leadership_lost())
+        self._adopt_configuration()
+        self._answer_installed(snapshot.index)
+
+    def _answer_installed(self, index: int) -> None:
+        """What is applied is committed, hence equal to the log of any leader of our term."""
+        if self.leader_node is not None and self.role is Role.FOLLOWER:
+            answer = pb.AppendResponse(term=self.term, success=True, match_index=index)
+            self._answer(self.leader_node.id, answer)
+
+    def stop(self) -> None:
+        """Ends what waits; nothing is lost by that."""
+        self._reads.fail()
+        for waiting in list(self.waiting().values()):
+            for _, proposal in waiting:
+                proposal.end(leadership_lost())
+        self.waiting().clear()
+        self._fail_queued()
+
+    def _fail_queued(self) -> None:
+        while True:
+            try:
+                _, proposal = self.command_queue().get_nowait()
+            except queue.Empty:
+                return
+            proposal.end(Unavailable("this manager stops; nothing was written, repeat it"))
+
+    def member_address(self, node_id: str) -> str:
+        """Raises NotFound."""
+        found = membership.member(self.history.current, node_id)
+        if found is None:
+            raise NotFound(f"manager {node_id} is not a member of the log")
+        return found.address
+
+
+def _nothing() -> None:
+    """Wakes the tick thread."""

@@ -1,0 +1,422 @@
+"""Raft's messages over the project's gRPC (removes defect P: nothing is unpickled, and a peer is who its certificate says).
+
+Who asks, dials: each member keeps one stream to each other member for its requests, and the answers come back on it. The
+dialing side runs on threads of its own, so that a leader's heartbeats go out whatever its event loop is busy with; the
+served side runs on the manager's event loop, and `is_receiving` says when that loop is too busy for silence to mean
+anything. Messages are bundled and cut into frames far below gRPC's limit. Snapshots go over a channel of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging
+import queue
+import random
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+from swarm.channels import open_blocking_channel
+from swarm.clock import Clock
+from swarm.errors import InvalidArgument, PermissionDenied, SwarmError, Unavailable
+from swarm.identity import Role, TlsMaterial, peer_from_auth_context
+from swarm.retry import Backoff
+from swarm.v1 import raft_pb2 as pb
+from swarm.v1 import raft_pb2_grpc as rpc
+
+from orchestrator.raft.engine import MemberNode
+from orchestrator.raft.links import Links
+from orchestrator.raft.snapshots import Snapshot, SnapshotStore, file_name
+
+log = logging.getLogger(__name__)
+
+FRAME_BYTES = 1 << 20
+MAX_BATCH_BYTES = 64 << 20  # of one message or bundle; a larger one is refused as nonsense
+_BUNDLE_BYTES = 1 << 20
+_BUNDLE_MESSAGES = 64
+_MAX_QUEUED = 4096  # messages to a peer that does not read: the link is given up
+_REDIAL = Backoff(first=0.05, maximum=1.0)
+_SNAPSHOT_TIMEOUT = 600.0
+_STAMP_PERIOD = 0.05  # seconds between proofs that the event loop runs
+_STAMP_LATE = 0.1
+_STAMP_FORGIVEN = 10.0  # an event loop that stands still for longer is no excuse any more
+
+_ANSWERS = ("vote", "append_response")
+
+
+def frames(messages: list[pb.RaftMessage]) -> Iterator[pb.RaftFrame]:
+    """A bundle of messages as frames."""
+    data = pb.RaftBatch(messages=messages).SerializeToString()
+    for start in range(0, len(data), FRAME_BYTES):
+        end = start + FRAME_BYTES
+        yield pb.RaftFrame(fragment=data[start:end], more=end < len(data))
+
+
+class Reassembly:
+    """Frames back into messages."""
+
+    def __init__(self) -> None:
+        self._fragments: list[bytes] = []
+        self._size = 0
+
+    def add(self, frame: pb.RaftFrame) -> list[pb.RaftMessage]:
+        """The messages that this frame completes. Raises InvalidArgument for an endless one."""
+        self._fragments.append(frame.fragment)
+        self._size += len(frame.fragment)
+        if self._size > MAX_BATCH_BYTES:
+            raise InvalidArgument(f"a Raft message exceeds {MAX_BATCH_BYTES} bytes")
+        if frame.more:
+            return []
+        data = self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments)
+        self._fragments, self._size = [], 0
+        return list(pb.RaftBatch.FromString(data).messages)
+
+
+class _Link:
+    """The stream that we keep to one member, on a thread of its own."""
+
+    def __init__(self, node: MemberNode, transport: GrpcLinks) -> None:
+        self.node = node
+        self._transport = transport
+        self._stopping = threading.Event()
+        self._outgoing: queue.SimpleQueue[pb.RaftMessage | None] = queue.SimpleQueue()
+        self._call: Any = None
+        self.up = False
+        self._thread = threading.Thread(target=self._run, name=f"raft-link-{node.id[:8]}", daemon=True)
+        self._thread.start()
+
+    def send(self, message: pb.RaftMessage) -> bool:
+        if not self.up:
+            return False
+        if self._outgoing.qsize() > _MAX_QUEUED:
+            self._hang_up()
+            return False
+        self._outgoing.put(message)
+        return True
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._outgoing.put(None)
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def _run(self) -> None:
+        complained = ""
+        waits = _REDIAL.delays(self._transport.rng)
+        while not self._stopping.is_set():
+            try:
+                was_up = self._exchange()
+                complaint = ""
+            except SwarmError as error:
+                was_up, complaint = False, str(error)
+            except grpc.RpcError as error:
+                was_up, complaint = self.up, _describe(error)
+            if self.up:
+                self.up = False
+                self._transport.post_down(self.node.id)
+            if complaint != complained:
+                log.info("the link to manager %s at %s: %s", self.node.id, self.node.address, complaint or "closed")
+                complained = complaint
+            if was_up:
+                waits = _REDIAL.delays(self._transport.rng)
+            self._stopping.wait(next(waits))
+
+    def _exchange(self) -> bool:
+        """One stream from its opening to its end. True where it was usable."""
+        # A channel of its own for each attempt: a renewed certificate is used from the next attempt on.
+        channel = open_blocking_channel(self.node.address, self._transport.tls(), self.node.id)
+        outgoing = self._outgoing = queue.SimpleQueue()
+        reassembly = Reassembly()
+        try:
+            self._call = rpc.RaftStub(channel).Exchange(self._frames(outgoing))
+            for frame in self._call:
+                if not self.up:
+                    self.up = True  # the peer's first frame says that it takes part
+                    self._transport.post_up(self.node.id)
+                for message in reassembly.add(frame):
+                    self._transport.post_message(self.node.id, message)
+            return self.up
+        finally:
+            outgoing.put(None)
+            self._call = None
+            channel.close()
+
+    @staticmethod
+    def _frames(outgoing: queue.SimpleQueue[pb.RaftMessage | None]) -> Iterator[pb.RaftFrame]:
+        while (message := outgoing.get()) is not None:
+            bundle, size = [message], message.ByteSize()
+            with contextlib.suppress(queue.Empty):
+                while len(bundle) < _BUNDLE_MESSAGES and size < _BUNDLE_BYTES:
+                    following = outgoing.get_nowait()
+                    if following is None:
+                        yield from frames(bundle)
+                        return
+                    bundle.append(following)
+                    size += following.ByteSize()
+            yield from frames(bundle)
+
+
+class _Session:
+    """The answers to one member, on the stream that it opened."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._outgoing: collections.deque[pb.RaftMessage] = collections.deque()
+        self._scheduled = False
+        self.news = asyncio.Event()
+        self.replaced = False
+
+    def send(self, message: pb.RaftMessage) -> bool:
+        """From the tick thread."""
+        self._outgoing.append(message)
+        if not self._scheduled:
+            self._scheduled = True
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: so is the stream
+                self._loop.call_soon_threadsafe(self.news.set)
+        return True
+
+    def take(self) -> list[pb.RaftMessage]:
+        """On the event loop."""
+        self.news.clear()
+        self._scheduled = False
+        taken: list[pb.RaftMessage] = []
+        while self._outgoing and len(taken) < _BUNDLE_MESSAGES:
+            taken.append(self._outgoing.popleft())
+        if self._outgoing:
+            self.news.set()
+        return taken
+
+
+class GrpcLinks(Links):
+    """The links of one member."""
+
+    def __init__(self, own_id: str, tls: Callable[[], TlsMaterial], clock: Clock, rng: random.Random) -> None:
+        super().__init__()
+        self.own_id = own_id
+        self.tls = tls
+        self.rng = rng
+        self.snapshots: SnapshotStore | None = None
+        self.removed: frozenset[str] = frozenset()  # former members
+        self._clock = clock
+        self._links: dict[str, _Link] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._last_stamp = clock.monotonic()
+        self._late_until = 0.0
+        self._stamping: asyncio.TimerHandle | None = None
+
+    # ---- life
+
+    def started(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._last_stamp = self._clock.monotonic()
+        self._stamp(loop)
+
+    def stopped(self) -> None:
+        """On the event loop, after the tick thread has ended."""
+        if self._stamping is not None:
+            self._stamping.cancel()
+        self.receiver = None
+        for link in self._links.values():
+            link.stop()
+        for session in self._sessions.values():
+            session.replaced = True
+            session.news.set()
+
+    def _stamp(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = self._clock.monotonic()
+        if now - self._last_stamp > _STAMP_PERIOD + _STAMP_LATE:
+            self._late_until = now + _STAMP_LATE  # what waited meanwhile is read now
+        self._last_stamp = now
+        self._stamping = loop.call_later(_STAMP_PERIOD, self._stamp, loop)
+
+    def is_receiving(self) -> bool:
+        now = self._clock.monotonic()
+        silence = now - self._last_stamp
+        return (silence < _STAMP_PERIOD + _STAMP_LATE and now >= self._late_until) or silence > _STAMP_FORGIVEN
+
+    # ---- the core's side, on the tick thread
+
+    def connect(self, node: MemberNode) -> None:
+        self._links[node.id] = _Link(node, self)
+
+    def disconnect(self, node_id: str) -> None:
+        link = self._links.pop(node_id, None)
+        if link is not None:
+            link.stop()
+
+    def transmit(self, node_id: str, message: pb.RaftMessage) -> bool:
+        if message.WhichOneof("kind") in _ANSWERS:
+            session = self._sessions.get(node_id)
+            return session is not None and session.send(message)
+        link = self._links.get(node_id)
+        return link is not None and link.send(message)
+
+    def transmit_snapshot(self, node_id: str, snapshot: Snapshot, term: int) -> bool:
+        link = self._links.get(node_id)
+        if link is None or self.snapshots is None:
+            return False
+        threading.Thread(
+            target=self._send_snapshot,
+            args=(link.node, snapshot, term),
+            name=f"raft-snapshot-{node_id[:8]}",
+            daemon=True,
+        ).start()
+        return True
+
+    def _send_snapshot(self, node: MemberNode, snapshot: Snapshot, term: int) -> None:
+        delivered = False
+        try:
+            assert self.snapshots is not None
+            size, parts = self.snapshots.parts(snapshot)
+            offer = pb.RaftSnapshotOffer(term=term, index=snapshot.index, index_term=snapshot.term, size=size)
+            channel = open_blocking_channel(node.address, self.tls(), node.id)
+            try:
+                rpc.RaftStub(channel).InstallSnapshot(_snapshot_parts(offer, parts), timeout=_SNAPSHOT_TIMEOUT)
+                delivered = True
+            finally:
+                channel.close()
+        except grpc.RpcError as error:
+            log.warning("the snapshot for manager %s was not delivered: %s", node.id, _describe(error))
+        except (OSError, SwarmError) as error:
+            log.warning("the snapshot for manager %s could not be sent: %s", node.id, error)
+        self.post(self._transfer_ended, node.id, delivered)
+
+    def _transfer_ended(self, node_id: str, delivered: bool) -> None:
+        if self.receiver is not None:
+            self.receiver.snapshot_transfer_ended(node_id, delivered)
+
+    # ---- from the links' threads and the event loop
+
+    def post_up(self, node_id: str) -> None:
+        self.post(self._if_linked, "link_up", node_id)
+
+    def post_down(self, node_id: str) -> None:
+        self.post(self._if_linked, "link_down", node_id)
+
+    def _if_linked(self, event: str, node_id: str) -> None:
+        if self.receiver is not None and node_id in self._links:
+            getattr(self.receiver, event)(node_id)
+
+    def post_message(self, node_id: str, message: pb.RaftMessage) -> None:
+        self.post(self._message, node_id, message)
+
+    def _message(self, node_id: str, message: pb.RaftMessage) -> None:
+        if self.receiver is not None:
+            self.receiver.message_received(node_id, message)
+
+    def post_snapshot(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
+        self.post(self._snapshot, node_id, offer, name)
+
+    def _snapshot(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
+        if self.receiver is not None:
+            self.receiver.snapshot_received(node_id, offer, name)
+
+    def open_session(self, node_id: str, session: _Session) -> None:
+        """The newest stream of a member counts."""
+        before = self._sessions.get(node_id)
+        self._sessions[node_id] = session
+        if before is not None:
+            before.replaced = True
+            before.news.set()
+
+    def close_session(self, node_id: str, session: _Session) -> None:
+        if self._sessions.get(node_id) is session:
+            del self._sessions[node_id]
+            self.post(self._gone, node_id)
+
+    def _gone(self, node_id: str) -> None:
+        if self.receiver is not None:
+            self.receiver.peer_gone(node_id)
+
+
+class RaftService(rpc.RaftServicer):
+    """What other members call, on the manager's server."""
+
+    def __init__(self, links: GrpcLinks) -> None:
+        self._links = links
+
+    async def Exchange(
+        self, request_iterator: AsyncIterator[pb.RaftFrame], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.RaftFrame]:
+        """The requests of one member, and our answers."""
+        node_id = self._caller(context)
+        session = _Session(asyncio.get_running_loop())
+        self._links.open_session(node_id, session)
+        reading = asyncio.create_task(self._read(node_id, request_iterator, session))
+        try:
+            yield pb.RaftFrame()
+            while not session.replaced and not reading.done():
+                await session.news.wait()
+                for frame in frames(taken) if (taken := session.take()) else ():
+                    yield frame
+            if reading.done():
+                reading.result()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            self._links.close_session(node_id, session)
+
+    async def _read(self, node_id: str, requests: AsyncIterator[pb.RaftFrame], session: _Session) -> None:
+        reassembly = Reassembly()
+        try:
+            async for frame in requests:
+                for message in reassembly.add(frame):
+                    if message.WhichOneof("kind") in _ANSWERS:
+                        raise InvalidArgument("an answer came as a request")
+                    self._links.post_message(node_id, message)
+        finally:
+            session.news.set()
+
+    async def InstallSnapshot(
+        self, request_iterator: AsyncIterator[pb.RaftSnapshotPart], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.RaftSnapshotReceipt:
+        """A snapshot from the leader; gRPC's flow control paces it by how fast our disk writes."""
+        node_id = self._caller(context)
+        store = self._links.snapshots
+        assert store is not None
+        offer, received = pb.RaftSnapshotOffer(), 0
+        with contextlib.ExitStack() as stack:
+            incoming = None
+            async for part in request_iterator:
+                if incoming is None:
+                    offer.CopyFrom(part.offer)
+                    name = file_name(offer.index, offer.index_term)
+                    incoming = stack.enter_context(await asyncio.to_thread(store.receive, name))
+                received += len(part.data)
+                if received > offer.size:
+                    raise InvalidArgument("the snapshot is longer than it was announced")
+                await asyncio.to_thread(incoming.add, part.data)
+            if incoming is None or received != offer.size:
+                raise InvalidArgument("the snapshot is shorter than it was announced")
+            await asyncio.to_thread(incoming.finish)
+        self._links.post_snapshot(node_id, offer, file_name(offer.index, offer.index_term))
+        return pb.RaftSnapshotReceipt()
+
+    def _caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """The member that calls: by the certificate of this very connection, never by what a message says."""
+        peer = peer_from_auth_context(context.auth_context())
+        if peer.role is not Role.MANAGER:
+            raise PermissionDenied(f"{peer.name!r} is not a manager")
+        if peer.name in self._links.removed:
+            raise PermissionDenied(f"manager {peer.name} was removed from the swarm")
+        if self._links.receiver is None:
+            raise Unavailable("this manager is starting or stopping; repeat later")
+        return peer.name
+
+
+def _snapshot_parts(offer: pb.RaftSnapshotOffer, parts: Iterator[bytes]) -> Iterator[pb.RaftSnapshotPart]:
+    first = True
+    for data in parts:
+        yield pb.RaftSnapshotPart(offer=offer if first else None, data=data)
+        first = False
+
+
+def _describe(error: grpc.RpcError) -> str:
+    details = getattr(error, "details", None)
+    return str(details() if callable(details) else error) or type(error).__name__
