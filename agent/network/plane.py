@@ -28,10 +28,11 @@ from agent.network.interface import ContainerNetwork, NetworkView
 from agent.network.layout import ALIAS, TABLE, port_alias
 from agent.network.namespaces import NamespaceThreads
 from agent.network.netlink import NetlinkSocket
-from agent.network.nft import Nft
+from agent.network.nft import NftContexts
 from agent.network.overlay_plan import HostState, Overlay, changes, desired, overlay_of
 from agent.network.resolver_client import ResolverClient
 from agent.network.ruleset import Table, difference, removal, replacement
+from agent.network.task_kernel import Tools
 from agent.network.task_rules import Backends, balancing, bridge_macs, task_tables
 from agent.network.wiring import Wiring, wire
 
@@ -59,6 +60,7 @@ class LinuxDataPlane:
         self._records = run_dir / "network" / "tasks"
         self._resolv_conf_path = resolv_conf_path
         self._threads = NamespaceThreads()
+        self._tools = Tools(self._threads, NftContexts())
         self._resolver = ResolverClient(run_dir, state_dir / "logs" / "resolver.log")
         self._attached: dict[str, Attached] = {}
         self._building: set[str] = set()
@@ -117,19 +119,16 @@ class LinuxDataPlane:
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
         async with self._applying:
-            if remove:
-                for task_id in list(self._attached):
-                    self._attached.pop(task_id)
             await self._resolver.stop(remove=remove)
             if remove:
                 with _as_swarm_error("the network of this host cannot be removed"):
                     await self._threads.run(self._remove_everything)
-                self._host, self._host_table, self._view = None, None, None
+                self._attached.clear()
+        await asyncio.to_thread(self._tools.contexts.close)
         self._threads.close()
 
     def _remove_everything(self) -> None:
-        with Nft() as nft:
-            nft.run(removal(Table("ip", TABLE)))
+        task_kernel.program_host(self._tools, removal(Table("ip", TABLE)))
         links = host_kernel.our_links()
         with NetlinkSocket() as netlink:
             host_kernel.remove_links(netlink, [link.index for link in links if link.alias.startswith(ALIAS)])
@@ -201,7 +200,7 @@ class LinuxDataPlane:
         commands = difference(self._host_table, table)
         if commands:
             self._host_table = None
-            await self._threads.run(_run_in_host, commands)
+            await self._threads.run(task_kernel.program_host, self._tools, commands)
             self._host_table = table
 
     async def _program_task(self, task_id: str) -> None:
@@ -216,7 +215,7 @@ class LinuxDataPlane:
             commands = "".join(difference(before.get(table.identity), table) for table in tables)
             if commands:
                 attached.tables = None
-                await self._threads.run(task_kernel.program, self._threads, self._namespaces / task_id, commands)
+                await self._threads.run(task_kernel.program, self._tools, self._namespaces / task_id, commands)
                 attached.tables = tables
 
     async def _forget_flows(self, gone: Mapping[str, set[str]]) -> None:
@@ -266,13 +265,13 @@ class LinuxDataPlane:
         record.write_text(wiring.to_json())
         try:
             with _as_swarm_error(f"task {task_id}: its network cannot be set up"):
-                inode = await self._threads.run(task_kernel.build, self._threads, path, wiring, sysctls, rules)
+                await self._threads.run(task_kernel.build, self._tools, path, wiring, sysctls, rules)
         except BaseException:
             # A cancelled build may have come to its end on its thread.
             await self._threads.run(task_kernel.tear_down, path, [one.port for one in wiring.interfaces])
             record.unlink(missing_ok=True)
             raise
-        self._attached[task_id] = Attached(wiring, inode, tables)
+        self._attached[task_id] = Attached(wiring, path.stat().st_ino, tables)
         try:
             await self._resolver.set_container(task_id, self._resolver_container(self._attached[task_id]))
             with _as_swarm_error(f"task {task_id}: its virtual IPs cannot be set up"):
@@ -344,11 +343,6 @@ def _withdrawn(old: Mapping[str, Backends], new: Mapping[str, Backends]) -> dict
 
 def _all_backends(backends: Iterable[tuple[str, ...]]) -> set[str]:
     return {address for addresses in backends for address in addresses}
-
-
-def _run_in_host(commands: str) -> None:
-    with Nft() as nft:
-        nft.run(commands)
 
 
 def _forget_inside(threads: NamespaceThreads, path: Path, backends: set[str]) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.errors import InvalidArgument
@@ -26,7 +27,7 @@ from agent.network.layout import (
 )
 from agent.network.namespaces import NamespaceThreads, write_sysctl
 from agent.network.netlink import NetlinkSocket, Request
-from agent.network.nft import Nft
+from agent.network.nft import NftContexts
 from agent.network.wiring import Interface, Wiring
 
 # Before there is any interface, so that each begins with them. Unprivileged programs may serve low ports and ping, as with
@@ -42,30 +43,36 @@ _SYSCTL_NAME = re.compile(r"net\.[a-z0-9_.-]+")
 LAST_RESORT_PRIORITY = 4096  # of a default route through the ingress network
 
 
-def build(threads: NamespaceThreads, path: Path, wiring: Wiring, sysctls: Mapping[str, str], rules: str) -> int:
-    """Makes the namespace with everything in it; returns its inode. On failure nothing stays behind.
-    Raises OSError and SwarmError."""
+@dataclass(frozen=True)
+class Tools:
+    """What jobs work with."""
+
+    threads: NamespaceThreads
+    contexts: NftContexts
+
+
+def build(tools: Tools, path: Path, wiring: Wiring, sysctls: Mapping[str, str], rules: str) -> None:
+    """Makes the namespace with everything in it. On failure nothing stays behind. Raises OSError and SwarmError."""
     for name in sysctls:
         if not _SYSCTL_NAME.fullmatch(name) or ".." in name:
             raise InvalidArgument(f'sysctl "{name}": only net.… can be set in a container\'s network')
     try:
         namespaces.create(path)
-        with NetlinkSocket() as inner, Nft() as nft:
+        with NetlinkSocket() as inner, tools.contexts.open() as nft:
             for name, value in NAMESPACE_SYSCTLS.items():
                 with contextlib.suppress(FileNotFoundError):
                     write_sysctl(name, value)
-            threads.leave()
+            tools.threads.leave()
             _join(path, wiring.interfaces)
             links = {link.name: link.index for link in rtnetlink.list_links(inner)}
             inner.execute(_inner_requests(wiring, links))
             nft.run(rules)
         if sysctls:
-            with threads.inside(path):
+            with tools.threads.inside(path):
                 for name, value in sysctls.items():
                     _set_asked(name, value)
-        return path.stat().st_ino
     except BaseException:
-        threads.leave()
+        tools.threads.leave()
         tear_down(path, [interface.port for interface in wiring.interfaces])
         raise
 
@@ -117,9 +124,15 @@ def _inner_requests(wiring: Wiring, links: Mapping[str, int]) -> Iterable[Reques
         yield rtnetlink.add_mark_rule(MARK_PREFIX, MARK_MASK, INGRESS_ROUTES, INGRESS_RULE_PRIORITY)
 
 
-def program(threads: NamespaceThreads, path: Path, commands: str) -> None:
+def program(tools: Tools, path: Path, commands: str) -> None:
     """Runs nftables commands inside the namespace, as one transaction."""
-    with threads.inside(path), Nft() as nft:
+    with tools.threads.inside(path), tools.contexts.open() as nft:
+        nft.run(commands)
+
+
+def program_host(tools: Tools, commands: str) -> None:
+    """Runs nftables commands in the host's namespace, as one transaction."""
+    with tools.contexts.open() as nft:
         nft.run(commands)
 
 
