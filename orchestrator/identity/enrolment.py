@@ -13,14 +13,9 @@ import logging
 from swarm.clock import Clock
 from swarm.errors import Conflict, InvalidArgument, Unauthenticated
 from swarm.ids import IdSource
-from swarm.servers import RpcServer, current_peer
+from swarm.servers import current_peer
 from swarm.v1 import enrolment_pb2, types_pb2
-from swarm.v1.enrolment_pb2_grpc import (
-    CertificatesServicer,
-    EnrolmentServicer,
-    add_CertificatesServicer_to_server,
-    add_EnrolmentServicer_to_server,
-)
+from swarm.v1.enrolment_pb2_grpc import CertificatesServicer, EnrolmentServicer
 
 from orchestrator.identity.authority import RootAuthority, public_key_of_request
 from orchestrator.identity.membership import (
@@ -41,16 +36,13 @@ MAX_REQUEST_ID = 128
 
 
 class EnrolmentService(EnrolmentServicer):
-    """Takes hosts in. Serve it on the enrolment port, and on the cluster port for calls that other managers forward."""
+    """Takes hosts in. Served, through the forwarder, on the enrolment port, and on the cluster port for other managers."""
 
     def __init__(self, store: Store, transactions: Transactions, *, clock: Clock, ids: IdSource) -> None:
         self._store = store
         self._transactions = transactions
         self._clock = clock
         self._ids = ids
-
-    def register(self, server: RpcServer) -> None:
-        add_EnrolmentServicer_to_server(self, server.server)
 
     async def Join(self, request: enrolment_pb2.JoinRequest, context: object) -> enrolment_pb2.JoinResponse:
         cluster = require_cluster(self._store.snapshot())
@@ -105,9 +97,6 @@ class CertificatesService(CertificatesServicer):
         self._store = store
         self._transactions = transactions
         self._clock = clock
-
-    def register(self, server: RpcServer) -> None:
-        add_CertificatesServicer_to_server(self, server.server)
 
     async def Renew(self, request: enrolment_pb2.RenewRequest, context: object) -> enrolment_pb2.RenewResponse:
         node_id = current_peer().name

@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -28,6 +27,7 @@ from swarm.channels import MAX_MESSAGE_BYTES
 from swarm.errors import InternalError, PermissionDenied, SwarmError, Unauthenticated, to_status
 from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role, TlsMaterial, peer_from_auth_context
 from swarm.names import SOCKET_GROUP
+from swarm.streams import Pumped
 
 log = logging.getLogger(__name__)
 
@@ -240,35 +240,21 @@ class _Guard(grpc.aio.ServerInterceptor):
         return serve
 
     async def _while_welcome(self, peers: tuple[Peer, ...], answers: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-        """Passes on `answers` until they end, or until a caller's certificate expires or is revoked.
-
-        One task runs the handler from its first step to its last (a handler may hold task groups and timeouts, which
-        belong to a task); it waits until each answer was taken before it makes the next.
-        """
-        queue: asyncio.Queue[_Answer | _End] = asyncio.Queue(maxsize=1)
-        pump = asyncio.create_task(_pump(answers, queue))
-        try:
+        """Passes on `answers` until they end, or until a caller's certificate expires or is revoked."""
+        async with Pumped(answers) as pumped:
             while True:
-                item = await self._next(peers, queue)
-                if isinstance(item, _End):
-                    if item.error is not None:
-                        raise item.error
+                try:
+                    async with asyncio.timeout(REVOCATION_CHECK_PERIOD) as period:
+                        answer = await anext(pumped)
+                except StopAsyncIteration:
                     return
-                yield item.value
-        finally:
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
-
-    async def _next(self, peers: tuple[Peer, ...], queue: asyncio.Queue[_Answer | _End]) -> _Answer | _End:
-        while True:
-            try:
-                async with asyncio.timeout(REVOCATION_CHECK_PERIOD):
-                    item = await queue.get()
-            except TimeoutError:
-                self._still_welcome(peers)
-            else:
-                self._still_welcome(peers)
-                return item
+                except TimeoutError:
+                    if not period.expired():
+                        raise  # the handler's own
+                    self._still_welcome(peers)
+                else:
+                    self._still_welcome(peers)
+                    yield answer
 
     def _still_welcome(self, peers: tuple[Peer, ...]) -> None:
         for peer in peers:
@@ -276,31 +262,6 @@ class _Guard(grpc.aio.ServerInterceptor):
                 raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
             if self._is_revoked(peer):
                 raise Unauthenticated(f"{peer.name!r} is not, or no longer, a member of this swarm")
-
-
-@dataclass(frozen=True)
-class _Answer:
-    value: Any
-
-
-@dataclass(frozen=True)
-class _End:
-    error: Exception | None
-
-
-async def _pump(answers: AsyncIterator[Any], queue: asyncio.Queue[_Answer | _End]) -> None:
-    """Runs a handler, hands over each answer, and at the end how it ended."""
-    error: Exception | None = None
-    try:
-        async for value in answers:
-            await queue.put(_Answer(value))
-    except Exception as failure:  # noqa: BLE001 – raised again by who takes the answers
-        error = failure
-    finally:
-        closing = getattr(answers, "aclose", None)
-        if closing is not None:
-            await closing()
-    await queue.put(_End(error))
 
 
 def _unexpected(method: str, error: Exception) -> InternalError:

@@ -1,0 +1,91 @@
+"""How far a service has come: pure, from a snapshot.
+
+A slot (for global services: a node) counts by its current task: the newest one that is wanted, else the newest. A service
+has converged when every wanted slot has a healthy task of the current revision, no slot is too many, and no update is
+under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from swarm.v1 import control_pb2, types_pb2
+
+from orchestrator.store import Snapshot
+from orchestrator.store.states import is_healthy, is_live
+from orchestrator.store.tables import SlotKey
+
+MAX_TASKS = 2000  # in one message; those that are not done come first
+UNDER_WAY = frozenset({types_pb2.UPDATE_STATE_UPDATING, types_pb2.UPDATE_STATE_ROLLBACK_STARTED})
+
+
+def current_task(tasks: Sequence[types_pb2.Task]) -> types_pb2.Task:
+    """The task that stands for a slot, of all its tasks (oldest first, at least one)."""
+    for task in reversed(tasks):
+        if is_live(task):
+            return task
+    return tasks[-1]
+
+
+def current_tasks(snapshot: Snapshot, service_id: str) -> Iterator[tuple[SlotKey, types_pb2.Task]]:
+    """The current task of each slot of a service, also of slots that are on their way out."""
+    for key, tasks in snapshot.tasks.slots(service_id):
+        if key != "":  # a global task without a node stands for nothing yet
+            yield key, current_task(tasks)
+
+
+def summarize(snapshot: Snapshot, service: types_pb2.Service) -> control_pb2.ServiceSummary:
+    """Desired, running and healthy tasks."""
+    running = healthy = live = 0
+    for _, task in current_tasks(snapshot, service.id):
+        if not is_live(task):
+            continue
+        live += 1
+        running += task.status.state == types_pb2.TASK_STATE_RUNNING
+        healthy += is_healthy(task)
+    return control_pb2.ServiceSummary(
+        service=service, desired=_desired(service, live), running=running, healthy=healthy
+    )
+
+
+def _desired(service: types_pb2.Service, live: int) -> int:
+    """A global service wants as many tasks as its controller made: one for each node that its constraints admit."""
+    if service.removing:
+        return 0
+    return live if service.spec.mode.HasField("global") else service.spec.mode.replicated.replicas
+
+
+def progress(snapshot: Snapshot, service: types_pb2.Service) -> control_pb2.ServiceProgress:
+    """What a watcher of the service is shown."""
+    shown = [task for key, task in current_tasks(snapshot, service.id) if is_live(task) or _is_wanted(service, key)]
+    shown.sort(key=lambda task: (is_healthy(task), task.slot, task.node_id))
+    return control_pb2.ServiceProgress(
+        summary=summarize(snapshot, service),
+        tasks=sorted(shown[:MAX_TASKS], key=lambda task: (task.slot, task.node_id)),
+        converged=has_converged(snapshot, service),
+    )
+
+
+def has_converged(snapshot: Snapshot, service: types_pb2.Service) -> bool:
+    """Every wanted task of the current revision runs and is healthy, none is too many, and no update is under way."""
+    if service.removing or service.update_status.state in UNDER_WAY:
+        return False
+    live = [task for _, task in current_tasks(snapshot, service.id) if is_live(task)]
+    if not all(is_healthy(task) and task.revision_id == service.revision_id for task in live):
+        return False
+    if service.spec.mode.HasField("global"):
+        covered = {task.node_id for task in live}
+        return bool(covered) or not any(_takes_tasks(node) for node in snapshot.nodes)
+    return len(live) == service.spec.mode.replicated.replicas
+
+
+def _takes_tasks(node: types_pb2.Node) -> bool:
+    return node.status.state == types_pb2.NODE_STATE_READY and node.spec.availability in (
+        types_pb2.AVAILABILITY_UNSPECIFIED,
+        types_pb2.AVAILABILITY_ACTIVE,
+    )
+
+
+def _is_wanted(service: types_pb2.Service, key: SlotKey) -> bool:
+    """A slot within the replicas is shown although its last task ended: that task says why there is none."""
+    return isinstance(key, int) and key <= service.spec.mode.replicated.replicas and not service.removing
