@@ -620,7 +620,7 @@ class Core(Replication):
         """What is applied is committed, hence equal to the log of any leader of our term."""
         if self.leader_node is not None and self.role is Role.FOLLOWER:
             answer = pb.AppendResponse(term=self.term, success=True, match_index=index)
-            self._answer(self.leader_node.id, answer)
+            self._answer(self.leader_node, answer)
 
     def stop(self) -> None:
         """Ends what waits; nothing is lost by that."""
