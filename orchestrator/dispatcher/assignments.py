@@ -22,7 +22,7 @@ from swarm.v1 import types_pb2 as types
 from orchestrator.dispatcher import wire
 from orchestrator.dispatcher.endpoints import endpoints_of, is_placed, is_stopping, peer_of, service_endpoints_of
 from orchestrator.dispatcher.wire import Fragments
-from orchestrator.store import Key, Kind, Snapshot
+from orchestrator.store import Key, Kind, Snapshot, states
 
 
 @dataclass(frozen=True)
@@ -353,11 +353,12 @@ class Mirrors:
 
 
 def _signature(task: types.Task) -> bytes:
-    """Everything of a task that its agent does not know by itself: all but the status that it reported, and the version."""
+    """What of a task its agent is told: all but the version, and the steps of the status that the agent reported itself. That
+    it ended is told: others may have written that too, and its node's ports are free."""
     bare = types.Task()
     bare.CopyFrom(task)
     bare.ClearField("meta")
     bare.ClearField("status")
-    if task.status.state >= types.TASK_STATE_ORPHANED:
+    if states.is_ended(task):
         bare.status.state = task.status.state
     return bare.SerializeToString(deterministic=True)

@@ -10,13 +10,11 @@ ends its sessions, so that agents find another one well before they would be cal
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from swarm.clock import Clock, duration, seconds_of
-from swarm.errors import SwarmError
 from swarm.ids import IdSource
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
@@ -159,7 +157,7 @@ class Dispatcher:
         session.to_program = self._mirrors.index
         for other in [self._sessions[id_] for id_ in self._by_node.get(node_id, ())]:
             if other.hello.boot_id == hello.boot_id:
-                other.outbox.end(dispatcher.SESSION_END_REASON_SUPERSEDED, "the agent opened another session")
+                other.outbox.end(dispatcher.SESSION_END_REASON_UNSPECIFIED, "the agent opened another session")
         self._sessions[session_id] = session
         self._by_node.setdefault(node_id, set()).add(session_id)
         if self._watermark:
@@ -345,33 +343,33 @@ class Dispatcher:
             previous_leader = leadership.leader_id or previous_leader
 
     async def _run_uplink(self, uplink: Uplink | None, leadership: Leadership) -> None:
-        """Until the leadership is another."""
-        running: Awaitable[None] = asyncio.sleep(0)
-        if uplink is not None:
-            if leadership.is_leader:
-                self._period_from_leader = None
-                self.leader_alive()
-            self._uplink = uplink
-            for session in self._sessions.values():
-                uplink.began(session, resumed=True)
-                uplink.programmed(session.node_id, session.programmed(self._mirrors.index))
-            if self.statuses:
-                uplink.reported()
-            running = uplink.run()
-        task = asyncio.ensure_future(running)
-        changed = asyncio.ensure_future(self._another_leadership(leadership))
+        """Until the leadership is another; an uplink that fails is made anew after a pause."""
+        changed = asyncio.create_task(self._another_leadership(leadership))
+        running = [asyncio.create_task(self._use(uplink, leadership))] if uplink is not None else []
         try:
-            await asyncio.wait({task, changed} if uplink is not None else {changed}, return_when="FIRST_COMPLETED")
-            if uplink is not None and task.done() and not changed.done():
-                self._note_failure(task)
+            await asyncio.wait({changed, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if not changed.done():
                 await asyncio.wait({changed}, timeout=UPLINK_RETRY)
         finally:
             self._uplink = None
-            for each in (task, changed):
-                each.cancel()
-            for result in await asyncio.gather(task, changed, return_exceptions=True):
-                if isinstance(result, Exception) and not isinstance(result, SwarmError):
-                    log.error("the dispatcher's connection to the leadership failed: %r", result)
+            changed.cancel()
+            for task in running:
+                task.cancel()
+            for result in await asyncio.gather(*running, return_exceptions=True):
+                if isinstance(result, Exception):
+                    log.error("the dispatcher's link to the leadership failed and is made anew", exc_info=result)
+
+    async def _use(self, uplink: Uplink, leadership: Leadership) -> None:
+        if leadership.is_leader:
+            self._period_from_leader = None
+            self.leader_alive()
+        self._uplink = uplink
+        for session in self._sessions.values():
+            uplink.began(session, resumed=True)
+            uplink.programmed(session.node_id, session.programmed(self._mirrors.index))
+        if self.statuses:
+            uplink.reported()
+        await uplink.run()
 
     async def _another_leadership(self, known: Leadership) -> None:
         while True:
@@ -382,13 +380,6 @@ class Dispatcher:
                 return
             await self._leadership_changed.wait()
             self._leadership_changed.clear()
-
-    @staticmethod
-    def _note_failure(task: asyncio.Future[None]) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            error = task.exception()
-            if error is not None:
-                log.warning("the dispatcher lost the leadership's side and tries again: %s", error)
 
 
 def period_of(snapshot: Snapshot) -> float:

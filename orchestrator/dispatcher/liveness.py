@@ -62,7 +62,7 @@ class Liveness:
 
     def heard(self, node_id: str, now: float, via: str = "") -> None:
         """A sign of life from `node_id`, through the manager `via` (empty: this one)."""
-        self._deadlines[node_id] = max(self._deadlines.get(node_id, 0.0), now + self.allowance)
+        self._deadlines[node_id] = now + self.allowance
         self._via[node_id] = via
         self._lost.discard(via)
 

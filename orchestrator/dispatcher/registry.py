@@ -79,7 +79,9 @@ class SessionRegistry:
             )
         older_process = claim.boot_counter < holder.boot_counter
         older_session = same_boot and claim.resumed and claim.session_id < holder.session_id
-        return _superseded(False, claim) if older_process or older_session else _superseded(True, holder)
+        if older_process or older_session:
+            return _superseded(False, claim, same_boot)
+        return _superseded(True, holder, same_boot)
 
     def end(self, node_id: str, session_id: str) -> bool:
         """A session ended; returns whether it was the one that counted."""
@@ -103,7 +105,9 @@ class SessionRegistry:
         return sum(1 for history in self._nodes.values() if history.holder is not None)
 
 
-def _superseded(accepted: bool, loser: Claim) -> Verdict:
+def _superseded(accepted: bool, loser: Claim, same_boot: bool) -> Verdict:
+    if same_boot:  # not a conflict: the agent went to another manager, and may come back at once
+        return Verdict(accepted, loser, message=f"the agent of node {loser.node_id} opened another session")
     return Verdict(
         accepted,
         loser,
