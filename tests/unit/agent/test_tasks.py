@@ -1,0 +1,310 @@
+"""Tasks on a host of memory: from assignment to end, and over restarts of the agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from swarm.clock import duration
+from swarm.errors import NotFound, ResourceExhausted
+from swarm.v1 import types_pb2 as types
+
+from agent.session.mirror import Mirror
+from agent.tasks.supervisor import TaskSupervisor
+from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
+
+RUNNING, SHUTDOWN = types.TASK_STATE_RUNNING, types.TASK_STATE_SHUTDOWN
+
+
+class Agents:
+    """Starts agent processes on one host, one after the other."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.host = host
+        self.current: TaskSupervisor | None = None
+
+    async def start(self) -> TaskSupervisor:
+        await self.kill()
+        self.current = self.host.supervisor()
+        await self.current.prepare_recovery()
+        return self.current
+
+    async def kill(self) -> None:
+        if self.current is not None:
+            await self.current.close()
+            self.current = None
+
+
+@pytest.fixture
+async def agents(tmp_path: Path) -> AsyncIterator[Agents]:
+    agents = Agents(FakeHost(tmp_path))
+    yield agents
+    await agents.kill()
+
+
+def world(*tasks: types.Task, container: types.ContainerSpec | None = None, index: int = 1) -> Mirror:
+    return mirror_of(make_revision(container), *tasks, index=index)
+
+
+async def settle() -> None:
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+async def test_a_task_runs(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    status = await host.sink.until("t1", RUNNING)
+    assert host.sink.states("t1")[0] == "ACCEPTED"
+    assert status.container.image_digest == "sha256:digest"
+    assert status.container.pid == 4711
+    assert status.HasField("running_since")
+    settings = host.runtime.held["t1"].settings
+    assert settings.arguments == ("serve",)
+    assert settings.hostname == "t1"
+
+
+async def test_a_stop_is_reported_when_container_and_network_are_gone(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    seen: list[tuple[bool, bool]] = []
+    put = host.sink.status
+
+    def look(task_id: str, status: types.TaskStatus, *, urgent: bool) -> None:
+        if status.state == SHUTDOWN:
+            seen.append(("t1" in host.runtime.held, "t1" in host.data_plane.namespaces))
+        put(task_id, status, urgent=urgent)
+
+    host.sink.status = look  # type: ignore[method-assign]
+    tasks.apply(world(make_task(desired=SHUTDOWN), index=2))
+    await host.sink.until("t1", SHUTDOWN)
+    assert seen == [(False, False)]
+
+
+async def test_the_stop_signal_waits_for_the_watermark_and_for_open_connections(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task(attached=True)))
+    await host.sink.until("t1", RUNNING)
+    host.data_plane.open_connections = [2, 1, 0]
+    tasks.apply(world(make_task(desired=SHUTDOWN, attached=True), index=9))
+    await settle()
+    assert host.runtime.held["t1"].signals == []
+    host.watermark.advance(8)
+    await settle()
+    assert host.runtime.held["t1"].signals == []
+    host.watermark.advance(9)
+    await host.sink.until("t1", SHUTDOWN)
+    assert host.data_plane.open_connections == []
+
+
+async def test_the_version_of_the_task_says_which_watermark_is_enough(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task(attached=True)))
+    await host.sink.until("t1", RUNNING)
+    stopped = make_task(desired=SHUTDOWN, attached=True)
+    stopped.meta.version = 5
+    host.watermark.advance(5)
+    tasks.apply(world(stopped, index=9))
+    await host.sink.until("t1", SHUTDOWN)
+
+
+async def test_drain_ends_with_the_grace_period(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    container = types.ContainerSpec(image="web", stop_grace_period=duration(3))
+    tasks.apply(world(make_task(attached=True), container=container))
+    await host.sink.until("t1", RUNNING)
+    host.watermark.advance(9)
+    host.data_plane.open_connections = [1] * 1000
+    tasks.apply(world(make_task(desired=SHUTDOWN, attached=True), container=container, index=2))
+    await host.sink.until("t1", SHUTDOWN)
+    assert 980 < len(host.data_plane.open_connections) < 1000  # asked sparsely, and not for ever
+
+
+async def test_a_container_that_ignores_its_stop_signal_is_killed_after_the_grace_period(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.runtime.obeys = False
+    container = types.ContainerSpec(image="web", stop_signal="INT", stop_grace_period=duration(7))
+    tasks.apply(world(make_task(), container=container))
+    await host.sink.until("t1", RUNNING)
+    held = host.runtime.held["t1"]
+    tasks.apply(world(make_task(desired=SHUTDOWN), container=container, index=2))
+    status = await host.sink.until("t1", SHUTDOWN)
+    assert held.signals[:2] == [2, 9]
+    assert 7.0 in host.slept
+    assert status.container.exit_code == 137
+
+
+async def test_a_crash_says_code_and_last_line(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    host.runtime.end("t1", 3)
+    status = await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert status.error == "exit code 3: cannot bind"
+    assert (status.container.exit_code, status.container.last_output) == (3, "cannot bind")
+    await settle()
+    assert host.runtime.held == {} and host.images.rootfs == set() and host.data_plane.namespaces == set()
+
+
+async def test_an_image_that_is_not_there_rejects_the_task_and_leaves_nothing(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.images.error = NotFound("there is no image web")
+    tasks.apply(world(make_task()))
+    status = await host.sink.until("t1", types.TASK_STATE_REJECTED)
+    assert status.error == "there is no image web"
+    await settle()
+    assert host.data_plane.namespaces == set() and host.images.rootfs == set()
+
+
+async def test_a_task_is_stopped_while_its_image_is_pulled(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.images.pulling = asyncio.Event()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", types.TASK_STATE_PREPARING)
+    tasks.apply(world(make_task(desired=SHUTDOWN), index=2))
+    await host.sink.until("t1", SHUTDOWN)
+    assert host.runtime.held == {}
+
+
+async def test_a_clean_up_that_fails_is_tried_until_it_succeeds(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    host.runtime.delete_errors = [ResourceExhausted("busy"), ResourceExhausted("busy")]
+    tasks.apply(world(make_task(desired=SHUTDOWN), index=2))
+    await host.sink.until("t1", SHUTDOWN)
+    assert host.runtime.held == {}
+
+
+async def test_a_task_that_is_taken_away_is_stopped_and_forgotten(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    tasks.apply(world(index=2))
+    await host.sink.until_gone("t1")
+    assert host.runtime.held == {}
+    assert list((host.state / "tasks").iterdir()) == []
+
+
+async def test_a_health_check_decides_when_a_task_runs(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.runtime.probe_results = [1, 1, 0]
+    container = types.ContainerSpec(image="web", health=types.HealthConfig(test=["CMD", "check"]))
+    tasks.apply(world(make_task(), container=container))
+    status = await host.sink.until("t1", RUNNING)
+    assert status.health == types.HEALTH_STATE_HEALTHY
+    assert host.runtime.probe_results == []
+
+
+async def test_an_unhealthy_task_fails(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.runtime.probe_results = [0] + [1] * 3
+    container = types.ContainerSpec(image="web", health=types.HealthConfig(test=["CMD", "check"], retries=3))
+    tasks.apply(world(make_task(), container=container))
+    status = await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert status.error == "unhealthy: probed"
+    assert status.health == types.HEALTH_STATE_UNHEALTHY
+
+
+# ----------------------------------------------------------------------------------------------------------- restarts
+
+
+async def test_the_agents_end_leaves_containers_alone_and_a_new_one_adopts_them(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    tasks = await agents.start()
+    assert host.runtime.held["t1"].signals == []
+    host.sink.reported.clear()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)  # told again: the managers may not have heard it
+    host.runtime.end("t1", 1)
+    await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert host.runtime.log.count("create t1") == 1
+
+
+async def test_a_container_that_ended_while_no_agent_ran_is_reported(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    await agents.kill()
+    host.runtime.end("t1", 5)
+    tasks = await agents.start()
+    tasks.apply(world(make_task()))
+    status = await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert status.container.exit_code == 5
+
+
+async def test_a_container_that_a_reboot_took_is_reported(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    await agents.kill()
+    host.runtime.held.clear()
+    tasks = await agents.start()
+    tasks.apply(world(make_task()))
+    status = await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert "did the host restart" in status.error
+
+
+async def test_a_preparation_that_was_interrupted_goes_on(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.images.pulling = asyncio.Event()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", types.TASK_STATE_PREPARING)
+    tasks = await agents.start()
+    host.images.pulling = None
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+
+
+async def test_leftovers_that_belong_to_no_task_are_removed(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    await agents.kill()
+    host.data_plane.namespaces.add("old")
+    host.images.rootfs.add("old")
+    tasks = await agents.start()
+    tasks.apply(world(make_task()))
+    async with asyncio.timeout(10):
+        while "old" in host.images.rootfs or "old" in host.data_plane.namespaces:
+            await asyncio.sleep(0)
+    assert "t1" in host.runtime.held and "t1" in host.data_plane.namespaces and "t1" in host.images.rootfs
+
+
+async def test_nothing_is_touched_before_the_assignments_are_known(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    await agents.start()
+    await settle()
+    assert host.runtime.held["t1"].signals == []
+
+
+async def test_a_lost_record_is_made_up_from_what_the_managers_remember(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    await agents.kill()
+    (host.state / "tasks" / "t1").write_text("{")
+    task = make_task()
+    task.status.state = RUNNING
+    tasks = await agents.start()
+    tasks.apply(world(task))
+    await settle()
+    assert host.runtime.log.count("create t1") == 1
+    assert host.runtime.held["t1"].signals == []
+
+
+async def test_leaving_ends_and_forgets_everything(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task("t1"), make_task("t2")))
+    await host.sink.until("t1", RUNNING)
+    await host.sink.until("t2", RUNNING)
+    await tasks.remove_all(10)
+    assert host.runtime.held == {} and host.images.rootfs == set() and host.data_plane.namespaces == set()
+    assert host.sink.states("t1")[-1] == "SHUTDOWN"
