@@ -92,7 +92,7 @@ def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
     """Turns `def command(context, …, options: Options)` into a function that typer understands.
 
     `Options` is a dataclass whose fields are annotated as typer parameters are. Sharing flags between commands is then
-    sharing base classes, and what a command does with them is a function of one typed value.
+    sharing base classes, and what a command does with them is a function of one typed value. Help lists them by name.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -104,7 +104,7 @@ def takes(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., N
             for parameter in own.parameters.values()
             if parameter.name != "options"
         ]
-        for field in fields(options):
+        for field in sorted(fields(options), key=lambda field: field.name):
             default: Any = inspect.Parameter.empty
             if field.default is not MISSING:
                 default = field.default

@@ -230,7 +230,7 @@ def _change(held: Any, added: Any, removed: Iterable[str] | None, key: Callable[
     gone = {key(word) if key is _without_spaces else word for word in removed or ()}
     fresh = {key(item): item for item in added or ()}
     kept = [fresh.pop(key(item), item) for item in held if key(item) not in gone or key(item) in fresh]
-    held[:] = []
+    del held[:]
     held.extend([*kept, *fresh.values()])
 
 

@@ -21,10 +21,10 @@ _NANOS = {
     "h": 3_600_000_000_000,
     "d": 86_400_000_000_000,
 }
-_TERM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
+_TERM = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h|d)")
 _MAX_NANOS = 100 * 365 * _NANOS["d"]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:ib|b)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([bkmgtp]?)(?:ib|b)?", re.IGNORECASE)
 _BYTES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _MAX_INT64 = (1 << 63) - 1
 
@@ -86,4 +86,4 @@ def count(text: str, where: str, maximum: int = 2**63 - 1) -> int:
 
 
 def _is_number(word: str) -> bool:
-    return re.fullmatch(r"\d+(\.\d*)?", word) is not None
+    return re.fullmatch(r"[0-9]+(\.[0-9]*)?", word) is not None
