@@ -44,9 +44,11 @@ class Store:
         """The newest state. Free."""
         return self._snapshot
 
-    def watch(self, *, limit: int = DEFAULT_WATCH_LIMIT) -> tuple[Snapshot, Watch]:
-        """The newest state, and a watch of everything after it, delivered on the running event loop."""
-        loop = asyncio.get_running_loop()
+    def watch(
+        self, *, limit: int = DEFAULT_WATCH_LIMIT, loop: asyncio.AbstractEventLoop | None = None
+    ) -> tuple[Snapshot, Watch]:
+        """The newest state, and a watch of everything after it, delivered on `loop` (the running one where None)."""
+        loop = loop or asyncio.get_running_loop()
         with self._lock:
             watch = Watch(self._snapshot, loop, limit, self._unsubscribe)
             self._watches.add(watch)

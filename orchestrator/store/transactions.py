@@ -69,6 +69,10 @@ class Transactions:
             return self._replayed(result)
         return Result(result.index, tuple(self._as_stored(changes, result.index)))
 
+    async def barrier(self, *, timeout: float) -> int:
+        """Waits until everything that was proposed before is applied here or never will be. Raises Unavailable."""
+        return await self._consensus.read_barrier(timeout=timeout)
+
     def _replayed(self, result: CommandResult) -> Result:
         snapshot = self._store.snapshot()
         found = (snapshot.get(*unwrap_key(key)) for key in result.written)

@@ -98,8 +98,12 @@ class Watch:
             self._pending = {}
             return Events(self._snapshot, changes)
 
+    async def wait(self) -> None:
+        """Waits until there may be something to `take`; cancelling it loses nothing."""
+        await self._wake.wait()
+
     async def next(self) -> Events:
-        """Waits for the next events."""
+        """Waits for the next events. Cancelling it loses nothing."""
         while True:
             events = self.take()
             if events is not None:

@@ -1,0 +1,105 @@
+"""VNIs and subnets of networks, and addresses in them.
+
+Subnets come from the cluster's pools, in order, and keep clear of every other network and of the nodes' own addresses. The
+gateway is the first address unless the user named one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+
+from swarm.v1.types_pb2 import Network
+
+from orchestrator.allocator.rotation import Rotation
+from orchestrator.store import Snapshot, copy_of
+
+DEFAULT_POOLS = ("10.0.0.0/8",)
+DEFAULT_PREFIX_LENGTH = 20
+FIRST_VNI, LAST_VNI = 4096, (1 << 24) - 1  # below: left to people's own tunnels
+
+
+def needs_allocation(network: Network) -> bool:
+    return not (network.vni and network.subnet and network.gateway)
+
+
+def allocate_network(
+    snapshot: Snapshot, network: Network, others: Iterable[Network], rotation: Rotation
+) -> Network | None:
+    """A copy of `network` with VNI, subnet and gateway; None where the pools are exhausted. `others`: all other networks, as
+    they are after the changes of this step."""
+    siblings = list(others)
+    vnis = {other.vni for other in siblings}
+    made = copy_of(network)
+    made.vni = network.vni or rotation.next("vni", FIRST_VNI, LAST_VNI, vnis.__contains__) or 0
+    if not network.subnet:
+        subnet = (
+            ipaddress.IPv4Network(network.spec.subnet, strict=False)
+            if network.spec.subnet
+            else _free_subnet(snapshot, [ipaddress.IPv4Network(other.subnet) for other in siblings if other.subnet])
+        )
+        if subnet is None:
+            return None
+        made.subnet = str(subnet)
+    subnet = ipaddress.IPv4Network(made.subnet)
+    made.gateway = network.spec.gateway or str(subnet.network_address + 1)
+    return made
+
+
+def _free_subnet(snapshot: Snapshot, used: list[ipaddress.IPv4Network]) -> ipaddress.IPv4Network | None:
+    hosts = [
+        ipaddress.IPv4Address(node.description.address) for node in snapshot.nodes if _is_ipv4(node.description.address)
+    ]
+    for subnet in _candidates(snapshot):
+        if not any(subnet.overlaps(other) for other in used) and not any(host in subnet for host in hosts):
+            return subnet
+    return None
+
+
+def _candidates(snapshot: Snapshot) -> Iterator[ipaddress.IPv4Network]:
+    spec = snapshot.cluster.spec if snapshot.cluster is not None else None
+    pools = (spec.address_pools if spec is not None else None) or DEFAULT_POOLS
+    length = (spec.subnet_prefix_length if spec is not None else 0) or DEFAULT_PREFIX_LENGTH
+    for text in pools:
+        pool = ipaddress.IPv4Network(text, strict=False)
+        yield from pool.subnets(new_prefix=max(length, pool.prefixlen))
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+class AddressBook:
+    """The addresses of one network during one step: those in use, and the next free one."""
+
+    def __init__(self, snapshot: Snapshot, network: Network, rotation: Rotation) -> None:
+        self.network = network
+        self._held = snapshot.tasks.addresses(network.id)
+        self._rotation = rotation
+        self._subnet = ipaddress.IPv4Network(network.subnet)
+        self._taken = {network.gateway}
+        for service in snapshot.services:
+            self._taken.update(vip.address for vip in service.virtual_ips if vip.network_id == network.id)
+        rotation.begin_after_newest(snapshot, network.id)
+
+    def take(self) -> str | None:
+        """The next free address, without a prefix length; None where the subnet is full."""
+        first = int(self._subnet.network_address) + 1
+        last = int(self._subnet.broadcast_address) - 1
+        number = self._rotation.next(self.network.id, first, last, self._is_taken)
+        if number is None:
+            return None
+        address = str(ipaddress.IPv4Address(number))
+        self._taken.add(address)
+        return address
+
+    def _is_taken(self, number: int) -> bool:
+        address = str(ipaddress.IPv4Address(number))
+        return address in self._taken or address in self._held
+
+    def with_prefix(self, address: str) -> str:
+        return f"{address}/{self._subnet.prefixlen}"

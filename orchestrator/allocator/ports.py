@@ -1,0 +1,62 @@
+"""Published ports: the numbers that users left open.
+
+A port published through the mesh is unique among all services, per protocol. Chosen numbers come from 30000–32767 and stay
+with the service for as long as its spec publishes that target port.
+"""
+
+from __future__ import annotations
+
+from swarm.v1.types_pb2 import PUBLISH_MODE_HOST, PUBLISH_MODE_INGRESS, PortConfig, Service
+
+from orchestrator.allocator.rotation import Rotation
+from orchestrator.store import Snapshot
+from orchestrator.store.tables import PortKey, port_key
+
+FIRST_PORT, LAST_PORT = 30_000, 32_767
+
+
+def is_ingress(port: PortConfig) -> bool:
+    return port.mode != PUBLISH_MODE_HOST
+
+
+def has_ingress_ports(service: Service) -> bool:
+    """Whether the service's tasks need an address on the ingress network."""
+    return any(is_ingress(port) for port in service.spec.ports)
+
+
+def publish(
+    snapshot: Snapshot, service: Service, reserved: set[PortKey], rotation: Rotation
+) -> list[PortConfig] | None:
+    """The spec's ports with every number chosen; None where none is free. `reserved`: numbers that this step gave to other
+    services; ours are added."""
+    kept = {_identity(port): port.published_port for port in service.published_ports}
+    mine = {port_key(port) for port in service.spec.ports if port.published_port}
+    published: list[PortConfig] = []
+    for port in service.spec.ports:
+        chosen = PortConfig()
+        chosen.CopyFrom(port)
+        chosen.mode = PUBLISH_MODE_HOST if port.mode == PUBLISH_MODE_HOST else PUBLISH_MODE_INGRESS
+        if not chosen.published_port:
+            number = kept.get(_identity(port), 0)
+            probe = PortConfig(protocol=port.protocol)
+
+            def taken(candidate: int, probe: PortConfig = probe) -> bool:
+                probe.published_port = candidate
+                key = port_key(probe)
+                owner = snapshot.services.publishing(key)
+                return key in mine or key in reserved or (owner is not None and owner.id != service.id)
+
+            found = number if number and not taken(number) else None
+            found = found or rotation.next("port", FIRST_PORT, LAST_PORT, taken)
+            if found is None:
+                return None
+            chosen.published_port = found
+            mine.add(port_key(chosen))
+        published.append(chosen)
+    reserved.update(mine)
+    return published
+
+
+def _identity(port: PortConfig) -> tuple[int, str, bool]:
+    """What makes a port of the spec the same one after an update: its number is kept."""
+    return port.target_port, port_key(port)[0], is_ingress(port)

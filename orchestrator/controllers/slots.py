@@ -1,0 +1,160 @@
+"""One slot: from what its tasks are to what they should be.
+
+Replacing a task has three forms, which the newest task's desired state tells apart, so that any leader can go on:
+
+* *prepared* (stop-first updates, drains): the successor is wanted READY. It is placed and prepared while the old task
+  serves. Once it is ready, the old one is told to stop, and once that has stopped, the successor is wanted RUNNING. A
+  successor that cannot be prepared never costs the task that works.
+* *start-first*: the successor is wanted RUNNING at once; the old task is told to stop when the successor is healthy.
+* *at once* (failures, lost nodes): the old task is given up and the successor is wanted RUNNING – or READY for as long as
+  another task of the slot is still stopping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from swarm.clock import seconds_of
+from swarm.v1.types_pb2 import (
+    TASK_STATE_ASSIGNED,
+    TASK_STATE_PENDING,
+    TASK_STATE_READY,
+    TASK_STATE_RUNNING,
+    UPDATE_ORDER_START_FIRST,
+    RestartPolicy,
+    ServiceRevision,
+    Task,
+    TaskState,
+    UpdateOrder,
+)
+
+from orchestrator.controllers.restarts import ended_by_itself, failures_up_to, restart_at
+from orchestrator.controllers.service_view import Place, ServiceView, Slot, stop
+from orchestrator.store import Change, Decision, SetDesiredState, earliest
+from orchestrator.store.states import is_ended, is_healthy, is_live
+
+DRAIN_PATIENCE = 30.0  # seconds that a drained node's task may go on serving while its successor is prepared
+
+
+@dataclass
+class _Plan:
+    changes: list[Change] = field(default_factory=list)
+    wakes: list[float | None] = field(default_factory=list)
+
+    def decision(self) -> Decision:
+        return Decision(tuple(self.changes), earliest(self.wakes))
+
+
+def reconcile_slot(view: ServiceView, slot: Slot) -> Decision:
+    """Restarts, replacements under way, lost and draining nodes. (Whether a slot may begin an update is decided for the
+    service as a whole: `begin_update`.)"""
+    if not slot.current:
+        return Decision()
+    plan = _Plan()
+    newest, older = slot.newest, list(_still_useful(view, slot, plan))
+    keeper = next((task for task in reversed(older) if not view.is_dirty(task)), None)
+    if keeper is not None and view.is_dirty(newest):
+        # The update was taken back while the replacement was under way: what was to go is what is wanted again.
+        plan.changes += [stop(task) for task in slot.current if task.id != keeper.id]
+        return plan.decision()
+    place = view.place(newest)
+    if is_ended(newest):
+        _restart(view, slot, newest, older, plan)
+    elif place in (Place.LOST, Place.GONE):
+        _replace_lost(view, slot, newest, older, plan)
+    elif place is Place.DRAINING:
+        _replace_draining(view, slot, newest, older, plan)
+    elif older:
+        _hand_over(view, newest, older, plan)
+    elif newest.desired_state == TASK_STATE_READY and not slot.leaving and not plan.changes:
+        plan.changes.append(SetDesiredState(newest.id, TASK_STATE_RUNNING))
+    return plan.decision()
+
+
+def _still_useful(view: ServiceView, slot: Slot, plan: _Plan) -> Iterator[Task]:
+    """The older tasks that may serve on while the newest gets ready; the others are given up."""
+    for task in slot.older:
+        if is_ended(task) or task.status.state < TASK_STATE_RUNNING or view.place(task) in (Place.LOST, Place.GONE):
+            plan.changes.append(stop(task))
+        else:
+            yield task
+
+
+def _restart(view: ServiceView, slot: Slot, newest: Task, older: list[Task], plan: _Plan) -> None:
+    at = restart_at(newest, slot.tasks, policy_of(view, newest))
+    if at is None:
+        return
+    if at > view.now:
+        plan.wakes.append(at)
+        return
+    failures = failures_up_to(newest) if ended_by_itself(newest) else 0
+    plan.changes += [stop(newest), _successor(view, slot, newest, older, failures)]
+
+
+def _replace_lost(view: ServiceView, slot: Slot, newest: Task, older: list[Task], plan: _Plan) -> None:
+    if not view.budget.take():
+        plan.wakes.append(view.budget.next_at())
+        return
+    plan.changes += [stop(newest), _successor(view, slot, newest, older, newest.consecutive_failures)]
+
+
+def _replace_draining(view: ServiceView, slot: Slot, newest: Task, older: list[Task], plan: _Plan) -> None:
+    if older or newest.status.state < TASK_STATE_RUNNING:
+        plan.changes += [stop(newest), _successor(view, slot, newest, older, newest.consecutive_failures)]
+    else:
+        order = view.service.spec.update.order
+        plan.changes.append(_prepared(view, slot, _revision_for(view, newest), order))
+
+
+def _hand_over(view: ServiceView, newest: Task, older: list[Task], plan: _Plan) -> None:
+    """The newest is placed, or waits for a place; the older ones serve until it can take over."""
+    prepared = newest.desired_state == TASK_STATE_READY
+    takes_over = newest.status.state >= TASK_STATE_READY if prepared else is_healthy(newest)
+    nowhere = newest.status.state <= TASK_STATE_PENDING and bool(newest.status.message)
+    patience_ends = seconds_of(newest.meta.created_at) + DRAIN_PATIENCE
+    for task in older:
+        draining = view.place(task) is Place.DRAINING
+        if takes_over or (draining and (nowhere or view.now >= patience_ends)):
+            plan.changes.append(stop(task))
+        elif draining:
+            plan.wakes.append(patience_ends)
+
+
+def _successor(view: ServiceView, slot: Slot, old: Task, older: list[Task], failures: int) -> Change:
+    """A task in place of one that is given up."""
+    desired: TaskState.ValueType = TASK_STATE_RUNNING
+    if older:
+        desired = old.desired_state  # the replacement goes on in the form that it began in
+    elif slot.leaving or (is_live(old) and old.status.state >= TASK_STATE_ASSIGNED and not view.is_released(old)):
+        desired = TASK_STATE_READY
+    return view.new_task(slot.key, revision_id=_revision_for(view, old), desired=desired, consecutive_failures=failures)
+
+
+def _prepared(view: ServiceView, slot: Slot, revision_id: str, order: UpdateOrder.ValueType) -> Change:
+    start_first = order == UPDATE_ORDER_START_FIRST and not slot.leaving
+    return view.new_task(
+        slot.key, revision_id=revision_id, desired=TASK_STATE_RUNNING if start_first else TASK_STATE_READY
+    )
+
+
+def begin_update(view: ServiceView, slot: Slot, order: UpdateOrder.ValueType) -> list[Change]:
+    """Replaces a slot's dirty newest task by one of the service's revision."""
+    newest, older = slot.newest, slot.older
+    if older:  # overtaken by another update
+        return [stop(newest), view.new_task(slot.key, desired=newest.desired_state)]
+    if is_ended(newest) or newest.status.state < TASK_STATE_ASSIGNED:
+        desired = TASK_STATE_READY if slot.leaving else TASK_STATE_RUNNING
+        return [stop(newest), view.new_task(slot.key, desired=desired)]
+    return [_prepared(view, slot, view.revision.id, order)]
+
+
+def policy_of(view: ServiceView, task: Task) -> RestartPolicy:
+    """The restart policy of the task's own revision."""
+    revision: ServiceRevision = view.snapshot.revisions.get(task.revision_id) or view.revision
+    return revision.spec.task.restart
+
+
+def _revision_for(view: ServiceView, old: Task) -> str:
+    """The revision of a replacement: the same, so that an update that was paused does not creep in by restarts."""
+    return old.revision_id if view.spec_is_old(old.revision_id) else view.revision.id
