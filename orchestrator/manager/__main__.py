@@ -1,0 +1,68 @@
+"""`python -m orchestrator.manager init | run`: see `options`.
+
+`init` prints one line of JSON, {"node_id", "cluster_id"}. A failure is one sentence on stderr and an exit code: those of
+`swarm.errors`, and 11 where what this manager has on disk is damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from swarm.clock import SystemClock
+from swarm.errors import SwarmError
+from swarm.ids import id_source
+
+from orchestrator.manager.options import InitOptions, RunOptions, parse
+
+EXIT_DAMAGED = 11
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the process's exit code."""
+    options = parse(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        if isinstance(options, InitOptions):
+            _init(options)
+        else:
+            _run(options)
+    except SwarmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return exit_code(error)
+    return 0
+
+
+def _init(options: InitOptions) -> None:
+    from orchestrator.manager.bootstrap import initialise
+
+    made = initialise(options, clock=SystemClock(), ids=id_source())
+    sys.stdout.write(json.dumps(made) + "\n")
+
+
+def _run(options: RunOptions) -> None:
+    from orchestrator.manager.pidfile import locked
+
+    with locked(options.places.pid_file):
+        asyncio.run(_manager(options))
+
+
+async def _manager(options: RunOptions) -> None:
+    from orchestrator.manager.process import Manager
+
+    await Manager(options).run()
+
+
+def exit_code(error: SwarmError) -> int:
+    """The exit code of a manager that ends with `error`."""
+    from orchestrator.raft.journal import JournalDamaged
+    from orchestrator.raft.snapshots import SnapshotDamaged
+
+    return EXIT_DAMAGED if isinstance(error, JournalDamaged | SnapshotDamaged) else error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""The manager process: its parts, the order in which they begin, and the order in which they end.
+
+It begins with the certificate and the store, opens the cluster port (the log's other members must reach this one before it
+can catch up), starts the log, founds the cluster or joins it, and then opens the enrolment port, the local socket and the
+metrics. It serves agents and people from then on, leader or not; what only a leader does begins and ends with the leadership.
+It ends by sending its agents to other managers, handing leadership over, and closing its ports. A member of the log that
+fails for good (a damaged disk, an entry of a newer version) ends the process with that reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from swarm.clock import SystemClock
+from swarm.errors import FailedPrecondition, SwarmError
+from swarm.identity import Role
+from swarm.ids import id_source
+from swarm.retry import Backoff
+from swarm.servers import RpcServer
+from swarm.v1.enrolment_pb2_grpc import add_CertificatesServicer_to_server, add_EnrolmentServicer_to_server
+
+from orchestrator.api.channels import PeerChannels
+from orchestrator.api.control import ControlService
+from orchestrator.api.forwarding import Forwarder
+from orchestrator.consensus import Leadership, Member
+from orchestrator.controllers.loop import ControlLoop
+from orchestrator.dispatcher.service import DispatcherService
+from orchestrator.identity.enrolment import CertificatesService, EnrolmentService
+from orchestrator.identity.membership import join_host_port
+from orchestrator.identity.revocation import is_revoked
+from orchestrator.manager.bootstrap import commit_bootstrap, is_founder
+from orchestrator.manager.certificates import CertificateSource
+from orchestrator.manager.images import AgentImages
+from orchestrator.manager.leadership import LeaderWork
+from orchestrator.manager.options import RunOptions
+from orchestrator.manager.roles import RoleKeeper
+from orchestrator.raft import RaftConfig, RaftNode
+from orchestrator.raft.admission import join_cluster
+from orchestrator.store import Store, Transactions
+
+log = logging.getLogger(__name__)
+
+READY_TIMEOUT = 20.0  # seconds that a starting manager waits for a leader before it says that it serves
+JOIN_TIMEOUT = 30.0  # seconds of one attempt to become a member; repeated until it worked
+_JOIN_BACKOFF = Backoff(first=0.5, maximum=10.0)
+
+
+class Manager:
+    """One manager. `run` until SIGTERM or SIGINT, or until it cannot go on."""
+
+    def __init__(self, options: RunOptions) -> None:
+        """Raises FailedPrecondition where this host has no identity, or not that of a manager."""
+        places = options.places
+        self._options = options
+        self._clock = SystemClock()
+        self._rng = random.Random()
+        self._tls = CertificateSource(places.certificates)
+        me = self._tls().peer
+        if me.role is not Role.MANAGER:
+            raise FailedPrecondition(f"the certificate in {places.certificates.directory} is not that of a manager")
+        self._node_id = me.name
+        self._member = Member(me.name, join_host_port(options.advertise, options.cluster_port))
+        self._stop = asyncio.Event()
+        self._failure: SwarmError | None = None
+        self.store = Store()
+        self.consensus = self._make_consensus()
+        self._transactions = Transactions(self.consensus, self.store, proposer=self._node_id, clock=self._clock)
+        self._channels = PeerChannels(self._tls)
+        self._images = AgentImages(options.agent_socket)
+        self._dispatcher = DispatcherService(
+            self.store,
+            self.consensus,
+            self._transactions,
+            node_id=self._node_id,
+            tls=self._tls,
+            clock=self._clock,
+            ids=id_source(),
+            rng=self._rng,
+        )
+        self._leader_work = LeaderWork(
+            self.consensus.leadership,
+            lambda: commit_bootstrap(places, self.store, self._transactions),
+            [self._control_loop, RoleKeeper(self.store, self._transactions, self.consensus, self._node_id).run],
+            monotonic=self._clock.monotonic,
+            rng=self._rng,
+        )
+        self.consensus.on_leadership(self._leader_work.leadership_changed)
+        self.consensus.on_leadership(self._say_leadership)
+        self._cluster, self._enrolment, self._local = self._make_servers()
+
+    def _make_consensus(self) -> RaftNode:
+        places = self._options.places
+        places.raft.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not is_founder(places) and not any(places.raft.iterdir()) and not self._options.join:
+            raise FailedPrecondition(
+                f"{places.raft} is empty, so this manager needs the address of another one to become a member (--join)"
+            )
+        config = RaftConfig(
+            state_directory=places.raft,
+            member=self._member,
+            tls=self._tls,
+            initial_members=(self._member,) if is_founder(places) else (),
+        )
+        node = RaftNode(config, self.store)
+        node.on_failure(self._fail)
+        return node
+
+    def _make_servers(self) -> tuple[RpcServer, RpcServer, RpcServer]:
+        """Cluster port, enrolment port and local socket, with their services."""
+        cluster = RpcServer(is_revoked=lambda peer: is_revoked(self.store.snapshot(), peer, self._clock.wall()))
+        enrolment, local = RpcServer(anonymous=True), RpcServer()
+        channels = self._channels
+        forwarder = Forwarder(self.consensus, lambda member: channels.to(member.address, member.node_id), rng=self._rng)
+        control = ControlService(
+            self.store,
+            self._transactions,
+            self.consensus,
+            forwarder,
+            resolve=self._images.resolve,
+            agent_channel=channels.to_agent,
+            clock=self._clock,
+            ids=id_source(),
+            rng=self._rng,
+            node_id=self._node_id,
+            version=own_version(),
+        )
+        joining = EnrolmentService(self.store, self._transactions, clock=self._clock, ids=id_source())
+        renewing = CertificatesService(self.store, self._transactions, clock=self._clock)
+        for server in (cluster, local):
+            control.register(server)
+        for server in (cluster, enrolment):
+            forwarder.register(server, add_EnrolmentServicer_to_server, joining)
+        forwarder.register(cluster, add_CertificatesServicer_to_server, renewing)
+        self._dispatcher.register(cluster)
+        self.consensus.register(cluster)
+        return cluster, enrolment, local
+
+    async def _control_loop(self) -> None:
+        loop = ControlLoop(self.store, self._transactions, clock=self._clock, new_id=id_source())
+        await loop.run()
+
+    def _say_leadership(self, leadership: Leadership) -> None:
+        log.info("term %d: the leader is %s", leadership.term, leadership.leader_id or "not known")
+
+    # ------------------------------------------------------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Raises SwarmError where it cannot begin or go on."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # whoever started us may go
+        options = self._options
+        self._cluster.listen_tls(join_host_port(options.listen, options.cluster_port), self._tls)
+        self._enrolment.listen_tls(join_host_port(options.listen, options.enrolment_port), self._tls)
+        self._local.listen_unix(options.places.control_socket)
+        metrics = self._make_metrics()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._cluster.start()
+            await self.consensus.start()
+            coroutines = [self._dispatcher.run(), self._leader_work.run(), self._become_member()]
+            if metrics is not None:
+                await metrics.start()
+                coroutines.append(metrics.latency.watch(self.store))
+            tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+            await self._enrolment.start()
+            await self._local.start()
+            tasks.append(asyncio.create_task(self._announce_ready()))
+            await self._until_stopped(tasks)
+        finally:
+            await self._end(tasks)
+            if metrics is not None:
+                await metrics.stop()
+
+    async def _until_stopped(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Until a signal, a failure of the log, or of a task. Raises what failed."""
+        stop = asyncio.create_task(self._stop.wait())
+        waiting: set[asyncio.Task[None] | asyncio.Task[bool]] = {stop, *tasks}
+        try:
+            while not stop.done():
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {stop}:
+                    task.result()  # becoming a member and announcing readiness end by themselves; the others raise
+        finally:
+            stop.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, failure: SwarmError) -> None:
+        self._failure = failure
+        self._stop.set()
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        self._dispatcher.shut_down()
+        await self.consensus.stop(transfer=self._failure is None)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(self._cluster.stop(), self._enrolment.stop(), self._local.stop())
+        await self._channels.close()
+        await self._images.close()
+
+    async def _become_member(self) -> None:
+        """Has this manager added to the log, or its new address noted, until that worked."""
+        delays = _JOIN_BACKOFF.delays(self._rng)
+        others = [address for address in self._options.join if address != self._member.address]
+        while others and self._member not in self.consensus.members():
+            try:
+                await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
+                log.info("this manager is a member of the log")
+                return
+            except SwarmError as error:
+                log.warning("this manager is not a member yet and asks again: %s", error)
+                await asyncio.sleep(next(delays))
+
+    async def _announce_ready(self) -> None:
+        """Tells who started us that we serve: at once when the cluster's state is here and somebody leads."""
+        if self._options.ready_fd is None:
+            return
+        _, watch = self.store.watch()
+        with watch, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT):
+                while self.store.snapshot().cluster is None:
+                    await watch.next()
+        with os.fdopen(self._options.ready_fd, "wb") as stream, contextlib.suppress(BrokenPipeError):
+            stream.write(b"ready\n")
+        log.info("manager %s serves at %s", self._node_id, self._member.address)
+
+    def _make_metrics(self) -> Metrics | None:
+        options = self._options
+        if not options.metrics:
+            return None
+        return Metrics(self, options.metrics, options.metrics_token)
+
+    @property
+    def node_id(self) -> str:
+        return self._node_id
+
+    @property
+    def session_count(self) -> int:
+        return self._dispatcher.session_count
+
+
+class Metrics:
+    """The page for Prometheus. Its library is imported only where there is one."""
+
+    def __init__(self, manager: Manager, address: str, token_file: Path | None) -> None:
+        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+        from orchestrator.web.listener import MetricsListener
+        from orchestrator.web.metrics import ManagerCollector, SchedulingLatency
+
+        registry = CollectorRegistry()
+        registry.register(
+            ManagerCollector(manager.store, manager.consensus, manager.node_id, lambda: manager.session_count)
+        )
+        ProcessCollector(registry=registry)
+        self.latency = SchedulingLatency(registry)
+        self._listener = MetricsListener(
+            address,
+            lambda: generate_latest(registry),
+            token_file=token_file,
+            tls=manager._options.places.certificates,
+        )
+
+    async def start(self) -> None:
+        await self._listener.start()
+
+    async def stop(self) -> None:
+        await self._listener.stop()
+
+
+def own_version() -> str:
+    """The version of this program."""
+    try:
+        return version("swarmctl")
+    except PackageNotFoundError:
+        return "unknown"
