@@ -1,0 +1,253 @@
+"""buildah as a subprocess: its settings, its output as lines, its complaints as our errors.
+
+Every host (also of a lab) has its own store, its own configuration files and its own temporary directory; what an
+administrator configured under /etc/containers is respected, what is missing there is written by us.  Nothing that a buildah
+needs is in our memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+from swarm.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    SwarmError,
+    Unavailable,
+)
+from swarm.identity import TlsFiles, write_atomically
+from swarm.process import kill_group, missing_program
+
+from agent.images.reference import PUBLIC_REGISTRY, Reference
+
+PULL_TIMEOUT = 1800.0  # seconds for one image
+BUILD_TIMEOUT = 3600.0
+LOCAL_TIMEOUT = 120.0  # for what asks nobody else
+MAX_LINE = 64 * 1024
+_COMPLAINT_LINES = 12
+_HOST_CONFIGURATION = Path("/etc/containers")
+
+
+class Buildah:
+    """Runs buildah on one store. `root` on disk, `run_root` gone after a reboot."""
+
+    def __init__(self, root: Path, run_root: Path, tls: TlsFiles) -> None:
+        self._root = root
+        self._run_root = run_root
+        self._tls = tls
+        self._configuration = run_root.with_name(run_root.name + "-configuration")
+        self._temporary = root.with_name(root.name + "-temporary")
+        self.default_registry = ""
+
+    @property
+    def temporary(self) -> Path:
+        """A directory on the store's disk for what is under way."""
+        self._temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._temporary
+
+    def registry_options(self, reference: Reference) -> list[str]:
+        """How the registry of a reference is to be trusted."""
+        if reference.registry == self.default_registry and self._tls.exists():
+            return ["--cert-dir", str(self._certificates())]
+        return ["--tls-verify=false"] if reference.is_loopback else []
+
+    def _certificates(self) -> Path:
+        """The node's certificate under the names that containers tools look for; links, so that a renewal shows at once."""
+        directory = self._configuration / "certificates"
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        wanted = {"client.cert": self._tls.certificate, "client.key": self._tls.key, "ca.crt": self._tls.ca}
+        for name, target in wanted.items():
+            link = directory / name
+            if not link.is_symlink() or link.readlink() != target:
+                link.unlink(missing_ok=True)
+                with contextlib.suppress(FileExistsError):  # made by another pull
+                    link.symlink_to(target)
+        return directory
+
+    def policy_options(self) -> list[str]:
+        """Which signatures are required: what the host says, nothing where it says nothing."""
+        if (_HOST_CONFIGURATION / "policy.json").exists():
+            return []
+        path = self._configuration / "policy.json"
+        _write_once(path, json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+        return ["--signature-policy", str(path)]
+
+    def _global_options(self, driver: str) -> list[str]:
+        search = [self.default_registry] if self.default_registry else []
+        text = (
+            f'unqualified-search-registries = {json.dumps([*search, PUBLIC_REGISTRY])}\nshort-name-mode = "disabled"\n'
+        )
+        directory = self._configuration / "registries.conf.d"
+        _write_once(directory / "zz-swarm.conf", text)
+        host = _HOST_CONFIGURATION / "registries.conf"
+        main = host if host.exists() else directory / "zz-swarm.conf"
+        for drop_in in sorted((_HOST_CONFIGURATION / "registries.conf.d").glob("*.conf")):
+            # aliases of short names would come before the cluster's own registry
+            if "shortnames" not in drop_in.name and not (directory / drop_in.name).exists():
+                with contextlib.suppress(FileExistsError):
+                    (directory / drop_in.name).symlink_to(drop_in)
+        return [
+            *("--root", str(self._root), "--runroot", str(self._run_root), "--storage-driver", driver),
+            *("--registries-conf", str(main), "--registries-conf-dir", str(directory)),
+        ]
+
+    @contextlib.contextmanager
+    def auth_file(self, registry: str, auth: str) -> Iterator[list[str]]:
+        """Options that carry credentials (base64 of user:password): in a file, because everybody can read a command line."""
+        if not auth:
+            yield []
+            return
+        check_auth(auth)
+        key = "https://index.docker.io/v1/" if registry == PUBLIC_REGISTRY else registry
+        path = self._configuration / f"auth-{uuid.uuid4().hex}.json"
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, json.dumps({"auths": {key: {"auth": auth}}}).encode())
+        try:
+            yield ["--authfile", str(path)]
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def run(self, driver: str, words: Sequence[str], subject: str, *, timeout: float = LOCAL_TIMEOUT) -> str:
+        """Runs to the end; what it printed to stdout. Raises what `explain` makes of a failure of `subject`."""
+        return "\n".join([line async for line in self.lines(driver, words, subject, timeout=timeout, only_stdout=True)])
+
+    async def lines(
+        self, driver: str, words: Sequence[str], subject: str, *, timeout: float, only_stdout: bool = False
+    ) -> AsyncIterator[str]:
+        """What it prints, line by line. Leaving the iteration ends the program with all its children."""
+        arguments = ["buildah", *self._global_options(driver), *words]
+        environment = {**os.environ, "TMPDIR": str(self.temporary), "BUILDAH_ISOLATION": "chroot", "LC_ALL": "C"}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise missing_program(arguments[0]) from error
+        queue: asyncio.Queue[str | None] = asyncio.Queue(1000)
+        complaints: list[str] = []
+
+        async def pump(stream: asyncio.StreamReader, show: bool) -> None:
+            async for line in _lines(stream):
+                if stream is process.stderr:
+                    complaints.append(line)
+                    del complaints[:-_COMPLAINT_LINES]
+                if show:
+                    await queue.put(line)
+            await queue.put(None)
+
+        assert process.stdout is not None and process.stderr is not None
+        pumps = [
+            asyncio.ensure_future(pump(process.stdout, True)),
+            asyncio.ensure_future(pump(process.stderr, not only_stdout)),
+        ]
+        # Not one deadline around all: whoever iterates may do other things between two lines.
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            open_streams = len(pumps)
+            while open_streams:
+                async with asyncio.timeout_at(deadline):
+                    line = await queue.get()
+                if line is None:
+                    open_streams -= 1
+                else:
+                    yield line
+            async with asyncio.timeout_at(deadline):
+                code = await process.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{subject}: `buildah {words[0]}` did not end within {timeout:g} s and was killed"
+            ) from None
+        finally:
+            for task in pumps:
+                task.cancel()
+            await asyncio.shield(kill_group(process))
+        if code != 0:
+            raise explain(subject, "\n".join(complaints))
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines without limit of the reader's own: a longer one comes in pieces. A carriage return ends one, too."""
+    rest = b""
+    while piece := await stream.read(MAX_LINE):
+        *complete, rest = re.split(rb"[\r\n]+", rest + piece)
+        if len(rest) > MAX_LINE:
+            complete, rest = [*complete, rest], b""
+        for line in complete:
+            if line:
+                yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _write_once(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, text.encode())
+
+
+def check_auth(auth: str) -> tuple[str, str]:
+    """(user, password) from base64 of `user:password`. Raises InvalidArgument."""
+    try:
+        user, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+    except ValueError as error:
+        raise InvalidArgument("the registry's credentials are not base64 of user:password") from error
+    if not colon or not user:
+        raise InvalidArgument("the registry's credentials are not base64 of user:password")
+    return user, password
+
+
+_NOT_FOUND = (
+    "manifest unknown",
+    "name unknown",
+    "not known to registry",
+    "image not known",
+    "no such image",
+    "404 (not found)",
+)
+_DENIED = ("unauthorized", "authentication required", "access to the resource is denied", "denied:", "403 (forbidden)")
+_UNREACHABLE = (
+    *("connection refused", "no such host", "i/o timeout", "network is unreachable", "no route to host", "tls: "),
+    *("x509:", "connection reset", "server gave http response", "eof", "context deadline exceeded", "timeout exceeded"),
+    *("service unavailable", "bad gateway", "internal server error", "too many requests", "toomanyrequests"),
+)
+
+
+def explain(subject: str, complaint: str) -> SwarmError:
+    """An error for people from what buildah printed. `subject` is the image (or what else failed), its registry included."""
+    text = " ".join(re.sub(r'time="[^"]*" level=\w+ msg=', "", complaint).split())
+    text = text.rpartition("Error: ")[2] or text
+    short = text[-500:] or "buildah ended without a word"
+    lower = text.lower()
+    if "no space left on device" in lower or "disk quota exceeded" in lower:
+        place = re.search(r"(/[^\s:\"]+): no space left", text)
+        where = f" of {place[1]}" if place else ""
+        return ResourceExhausted(f"{subject}: the disk{where} is full; free some space, `swarmctl image rm` helps")
+    if any(sign in lower for sign in _NOT_FOUND):
+        return NotFound(f"{subject} was not found; push it to that registry first, or check its name")
+    if any(sign in lower for sign in _DENIED):
+        return PermissionDenied(
+            f"{subject}: the registry refused access; it needs credentials, or there is no such image: {short}"
+        )
+    if any(sign in lower for sign in _UNREACHABLE):
+        return Unavailable(f"{subject}: the registry cannot be reached: {short}")
+    if "no image found in" in lower and "for architecture" in lower:
+        return FailedPrecondition(f"{subject} has no variant for this host's architecture: {short}")
+    return InternalError(f"{subject}: {short}")

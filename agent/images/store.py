@@ -1,0 +1,357 @@
+"""The image store of a node: buildah for everything that moves or makes images, files and mounts for everything else.
+
+Each operation is one buildah at most, and none where the image is here already: what is stored is read from the store's own
+files (`layers`), a container's root filesystem is one mount (`rootfs`), and a registry is asked directly (`registry`).
+Two rules hold things together: an image is pulled once however many ask for it at the same time; and layers under a
+container's root filesystem are never removed, whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from swarm.errors import InUse, InvalidArgument, NotFound, ResourceExhausted, SwarmError
+from swarm.identity import TlsFiles
+
+from agent.images import archives, registry
+from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, Buildah, check_auth
+from agent.images.interface import Image, StoredImage
+from agent.images.layers import Layers, Record
+from agent.images.reference import Reference, image_id, parse
+from agent.images.rootfs import RootFilesystems, choose_driver
+
+
+class BuildahImages:
+    """An `ImageStore`. One for each state directory; hosts of a lab on one machine share nothing.
+
+    `tls` is the node's certificate (or the directory with it): it is shown to the default registry, which must be under the
+    cluster's authority. `default_registry` is HOST[:PORT] or "", or a function that says it; `use_registry` changes it.
+    """
+
+    def __init__(
+        self, state_dir: Path, run_dir: Path, tls: TlsFiles | Path, default_registry: str | Callable[[], str] = ""
+    ) -> None:
+        self._root = state_dir / "images"
+        self._rootfs_directory = state_dir / "rootfs"
+        self._tls = tls if isinstance(tls, TlsFiles) else TlsFiles(tls)
+        self._buildah = Buildah(self._root, run_dir / "images", self._tls)
+        self._default_registry = default_registry
+        self._store: tuple[Layers, RootFilesystems] | None = None
+        self._opening = asyncio.Lock()
+        self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._waiting: dict[tuple[str, str], int] = {}
+        # Between choosing an image and recording that a container stands on it, no image may be removed.
+        self._standing = asyncio.Lock()
+
+    def use_registry(self, name: str) -> None:
+        """Sets the default registry: where short names belong."""
+        self._default_registry = name
+
+    def _reference(self, text: str) -> Reference:
+        chosen = self._default_registry
+        self._buildah.default_registry = chosen if isinstance(chosen, str) else chosen()
+        return parse(text, self._buildah.default_registry)
+
+    async def _open(self) -> tuple[Layers, RootFilesystems]:
+        async with self._opening:
+            if self._store is None:
+                try:
+                    self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    self._rootfs_directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+                except OSError as error:
+                    raise _disk_error(error, self._root) from error
+                layers = Layers(self._root, await choose_driver(self._root, self._rootfs_directory))
+                self._store = layers, RootFilesystems(self._rootfs_directory, layers)
+            return self._store
+
+    # ------------------------------------------------------------------------------------------------- for containers
+
+    async def ensure(self, reference: str, digest: str = "", auth: str = "") -> Image:
+        """See `ImageStore`. An image that is here is taken without asking the registry, unless another digest is wanted."""
+        wanted = self._reference(reference)
+        wanted = wanted.with_digest(digest) if digest else wanted
+        layers, _ = await self._open()
+        record = _find(layers, wanted)
+        if record is None:
+            await self._pull_once(wanted, auth)
+            record = _find(layers, wanted)
+        if record is None:
+            raise NotFound(f"image {wanted} was pulled, but is not in the store; another command may have removed it")
+        return layers.image(record, str(wanted), wanted.digest)
+
+    async def _pull_once(self, wanted: Reference, auth: str) -> None:
+        """Joins a pull that is under way. The pull ends when nobody waits for it any more."""
+        key = (wanted.pullable, auth)
+        pull = self._pulls.get(key)
+        if pull is None:
+            pull = asyncio.ensure_future(self._pull(wanted, auth))
+            self._pulls[key] = pull
+            pull.add_done_callback(lambda _: self._pulls.pop(key, None))
+        self._waiting[key] = self._waiting.get(key, 0) + 1
+        try:
+            await asyncio.shield(pull)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+                if not pull.done():
+                    self._pulls.pop(key, None)
+                    pull.cancel()
+                    await asyncio.gather(pull, return_exceptions=True)
+
+    async def _pull(self, wanted: Reference, auth: str) -> None:
+        async for _ in self._pull_lines(wanted, auth):
+            pass
+
+    async def mount(self, container_id: str, image: Image) -> Path:
+        """See `ImageStore`. Raises NotFound where the image was removed meanwhile, ResourceExhausted with the full disk."""
+        layers, filesystems = await self._open()
+        async with self._standing:
+            record = layers.by_id(image.id.removeprefix("sha256:"))
+            if record is None:
+                raise NotFound(f"image {image.reference} is not on this node any more; it will be pulled again")
+            return await filesystems.mount(container_id, record)
+
+    async def unmount(self, container_id: str) -> None:
+        _, filesystems = await self._open()
+        await filesystems.unmount(container_id)
+
+    async def mounted(self) -> set[str]:
+        _, filesystems = await self._open()
+        return filesystems.ids()
+
+    async def resolve(self, reference: str, auth: str = "") -> tuple[str, str]:
+        """See `ImageStore`. For an image of several platforms the digest is that of the list."""
+        wanted = self._reference(reference)
+        tls = self._tls if wanted.registry == self._buildah.default_registry and self._tls.exists() else None
+        credentials = check_auth(auth) if auth else None
+        return str(wanted), await registry.manifest_digest(wanted, credentials=credentials, tls=tls)
+
+    # ------------------------------------------------------------------------------------------------------ for people
+
+    async def pull(self, reference: str, auth: str = "") -> AsyncIterator[str]:
+        """Always asks the registry. The last line is the image's id, `sha256:…`."""
+        wanted = self._reference(reference)
+        layers, _ = await self._open()
+        async for line in self._pull_lines(wanted, auth):
+            yield line
+        record = _find(layers, wanted)
+        if record is not None:
+            yield f"sha256:{record.id}"
+
+    async def _pull_lines(self, wanted: Reference, auth: str) -> AsyncIterator[str]:
+        layers, _ = await self._open()
+        with self._buildah.auth_file(wanted.registry, auth) as credentials:
+            words = ["pull", "--policy", "always", *self._buildah.policy_options()]
+            words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
+            async for line in self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT):
+                yield line
+
+    async def push(self, reference: str, auth: str = "") -> AsyncIterator[str]:
+        """The last line is the digest that the registry knows the image by, `sha256:…`."""
+        wanted = self._reference(reference)
+        layers, _ = await self._open()
+        if _find(layers, wanted) is None:
+            raise NotFound(f"image {wanted} is not on this node; build or pull it first")
+        digest_file = self._buildah.temporary / f"digest-{uuid.uuid4().hex}"
+        try:
+            with self._buildah.auth_file(wanted.registry, auth) as credentials:
+                words = ["push", "--digestfile", str(digest_file), *self._buildah.policy_options()]
+                words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
+                words.append(f"docker://{wanted.pullable}")
+                async for line in self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT):
+                    yield line
+            yield digest_file.read_text().strip()
+        finally:
+            digest_file.unlink(missing_ok=True)
+
+    async def build(
+        self, context: Path, *, tags: list[str], file: str, build_args: dict[str, str], target: str, no_cache: bool
+    ) -> AsyncIterator[str]:
+        """From the instructions in `file` (relative to the context; Containerfile, else Dockerfile, where it is empty).
+
+        The last line is the image's id. Raises InvalidArgument where there are no instructions.
+        """
+        names = [str(self._reference(tag)) for tag in tags]
+        instructions = _instructions(context, file)
+        layers, _ = await self._open()
+        # Docker's format, because the other one has no health checks
+        words = ["build", "--layers", "--format", "docker", "--isolation", "chroot", "--file", str(instructions)]
+        words += [*self._buildah.policy_options(), *self._base_image_options()]
+        for name in names:
+            words += ["--tag", name]
+        for key, value in build_args.items():
+            words += ["--build-arg", f"{key}={value}"]
+        words += ["--target", target] if target else []
+        words += ["--no-cache"] if no_cache else []
+        subject = f"building {', '.join(names) or context.name}"
+        with self._scratch() as scratch:
+            id_file = scratch / "id"
+            words += ["--iidfile", str(id_file), str(context)]
+            async for line in self._buildah.lines(layers.driver, words, subject, timeout=BUILD_TIMEOUT):
+                yield line
+            yield id_file.read_text().strip()
+
+    def _base_image_options(self) -> list[str]:
+        """A build pulls from wherever its instructions say; the certificates serve the default registry among them."""
+        name = self._reference("any").registry
+        return (
+            self._buildah.registry_options(Reference(name, "any", "latest", ""))
+            if self._buildah.default_registry
+            else []
+        )
+
+    async def images(self) -> list[StoredImage]:
+        layers, _ = await self._open()
+        return [image for image in layers.stored() if image.names]
+
+    async def remove(self, reference: str, *, force: bool) -> str:
+        """Removes a name, and the image with its last name; by id all names. Returns the image's id.
+
+        Raises NotFound, InUse (a container stands on it). With `force` only the names of such an image go: its layers stay
+        as long as a container stands on them.
+        """
+        layers, filesystems = await self._open()
+        async with self._standing:
+            record, names = self._names_to_remove(layers, reference, force)
+            users = filesystems.image_users().get(record.id, set())
+            last = set(record.names) <= set(names)
+            if users and last and not force:
+                raise InUse(
+                    f"image {reference} is in use by {len(users)} container(s) on this node ({', '.join(sorted(users)[:3])}); "
+                    "remove their service first, or use --force to remove only its name"
+                )
+            if users and last:
+                await self._untag(layers, record, names)
+            elif last:
+                await self._buildah.run(layers.driver, ["rmi", "--force", record.id], f"image {reference}")
+            else:
+                await self._untag(layers, record, names)
+            return f"sha256:{record.id}"
+
+    def _names_to_remove(self, layers: Layers, reference: str, force: bool) -> tuple[Record, list[str]]:
+        beginning = image_id(reference)
+        record = layers.by_id(beginning) if beginning else None
+        if record is not None:
+            if len(record.names) > 1 and not force:
+                raise InUse(
+                    f"image {reference} has several names: {', '.join(record.names)}; remove them by name, or use --force"
+                )
+            return record, list(record.names)
+        wanted = self._reference(reference)
+        record = _find(layers, wanted)
+        if record is None:
+            raise NotFound(f"image {wanted} is not on this node; `swarmctl image ls` shows what is")
+        # where only names by digest would be left, nobody means the image by a name any more
+        names = [wanted.pullable]
+        left = [name for name in record.names if name not in names]
+        if all(name.startswith(f"{wanted.name}@") for name in left):
+            names = list(record.names)
+        return record, names
+
+    async def _untag(self, layers: Layers, record: Record, names: list[str]) -> None:
+        if names:
+            await self._buildah.run(layers.driver, ["untag", record.id, *names], f"image {names[0]}")
+
+    async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str:
+        """An image of one layer from a root filesystem as tar; `changes` are instructions as `CMD ["sh"]`. Returns its id."""
+        with self._scratch() as scratch:
+            try:
+                _link_or_copy(archive, scratch / "root.tar")
+                instructions = "\n".join(["FROM scratch", "ADD root.tar /", *changes, ""])
+                (scratch / "Containerfile").write_text(instructions)
+            except OSError as error:
+                raise _disk_error(error, scratch) from error
+            last = ""
+            lines = self.build(scratch, tags=[reference], file="", build_args={}, target="", no_cache=True)
+            async for line in lines:
+                last = line
+            return last
+
+    async def load(self, archive: Path) -> list[str]:
+        """Images of an archive that `save` (or docker or podman) wrote; their names."""
+        layers, _ = await self._open()
+        try:
+            names = await asyncio.to_thread(archives.names, archive)
+        except OSError as error:
+            raise InvalidArgument(f"the archive {archive} cannot be read: {error.strerror}") from error
+        if names is None:
+            sources, names = [f"oci-archive:{archive}"], []
+        else:
+            sources = [f"docker-archive:{archive}:{name}" for name in names] or [f"docker-archive:{archive}"]
+        for source in sources:
+            words = ["pull", *self._buildah.policy_options(), source]
+            printed = await self._buildah.run(layers.driver, words, f"the archive {archive.name}", timeout=PULL_TIMEOUT)
+            if not names:
+                record = layers.by_id(printed.strip().rpartition("\n")[2])
+                names = list(record.names or (f"sha256:{record.id}",)) if record is not None else []
+        return names
+
+    async def save(self, references: list[str], archive: Path) -> None:
+        """Writes the images to one archive in Docker's format."""
+        if not references:
+            raise InvalidArgument("name at least one image to save")
+        layers, _ = await self._open()
+        with self._scratch() as scratch:
+            parts = []
+            for number, text in enumerate(references):
+                wanted = self._reference(text)
+                record = _find(layers, wanted)
+                if record is None:
+                    raise NotFound(f"image {wanted} is not on this node; pull it first")
+                part = scratch / f"{number}.tar"
+                words = ["push", *self._buildah.policy_options(), record.id, f"docker-archive:{part}:{wanted.tagged}"]
+                await self._buildah.run(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT)
+                parts.append(part)
+            try:
+                await asyncio.to_thread(archives.join, parts, archive)
+            except OSError as error:
+                archive.unlink(missing_ok=True)
+                raise _disk_error(error, archive) from error
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A directory on the store's disk that goes away."""
+        try:
+            scratch = Path(tempfile.mkdtemp(dir=self._buildah.temporary))
+        except OSError as error:
+            raise _disk_error(error, self._root) from error
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _find(layers: Layers, wanted: Reference) -> Record | None:
+    if wanted.digest:
+        return layers.by_digest(wanted.digest)
+    return layers.by_name(wanted.pullable)
+
+
+def _instructions(context: Path, file: str) -> Path:
+    candidates = [file] if file else ["Containerfile", "Dockerfile"]
+    for name in candidates:
+        path = context / name
+        if path.is_file():
+            return path
+    raise InvalidArgument(f"the build context has no {' or '.join(candidates)}; name the file with --file")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _disk_error(error: OSError, place: Path) -> SwarmError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image rm` helps")
+    return InvalidArgument(f"{place} cannot be used: {error.strerror}")
