@@ -1,0 +1,141 @@
+"""Who is a member, by the store: the first transaction, revocation, roles, and who leaves the replicated log."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from swarm.errors import InvalidArgument
+from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role
+from swarm.ids import id_source
+from swarm.v1 import types_pb2
+
+from orchestrator.consensus import ConsensusStatus, Member, MemberStatus
+from orchestrator.identity.authority import RootAuthority
+from orchestrator.identity.membership import bootstrap_objects, manager_addresses, new_node, split_advertised, with_role
+from orchestrator.identity.quorum import next_removal
+from orchestrator.identity.revocation import JOINING_GRACE, is_revoked, revoke
+from orchestrator.store import Create, Snapshot, Update, copy_of
+
+NOW = 1_700_000_000.0
+MANAGER, WORKER = types_pb2.NODE_ROLE_MANAGER, types_pb2.NODE_ROLE_WORKER
+
+
+@pytest.fixture
+def snapshot() -> Snapshot:
+    changes = bootstrap_objects(
+        types_pb2.ClusterSpec(),
+        cluster_id="c1",
+        authority=RootAuthority.create("c1", NOW),
+        node_id="m1",
+        hostname="host1",
+        address="10.1.0.1",
+        availability=types_pb2.AVAILABILITY_UNSPECIFIED,
+        ids=id_source(random.Random(1)),
+    )
+    return Snapshot().with_changes(changes)
+
+
+def test_a_cluster_begins_with_a_manager_and_two_networks(snapshot: Snapshot) -> None:
+    assert snapshot.cluster is not None
+    assert (snapshot.cluster.spec.name, snapshot.cluster.next_node_number) == ("default", 2)
+    assert snapshot.cluster.join_secrets.worker != snapshot.cluster.join_secrets.manager
+    node = snapshot.nodes["m1"]
+    assert (node.number, node.role, node.manager.address) == (1, MANAGER, "10.1.0.1:2378")
+    assert node.spec.availability == types_pb2.AVAILABILITY_ACTIVE
+    assert sorted(network.spec.name for network in snapshot.networks) == ["default", "ingress"]
+    assert snapshot.networks.ingress() is not None
+    assert manager_addresses(snapshot) == ["10.1.0.1:2378"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("10.0.0.1", ("10.0.0.1", 2378)),
+        ("10.0.0.1:9", ("10.0.0.1", 9)),
+        ("fd00::1", ("fd00::1", 2378)),
+        ("[fd00::1]:9", ("fd00::1", 9)),
+    ],
+)
+def test_advertised_addresses(text: str, parts: tuple[str, int]) -> None:
+    assert split_advertised(text) == parts
+
+
+@pytest.mark.parametrize("text", ["", ":1", "a:b", "a:0", "a:70000"])
+def test_malformed_advertised_addresses(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        split_advertised(text)
+
+
+def peer(name: str, role: Role = Role.WORKER, *, cluster: str = "c1", age: float = 1e6) -> Peer:
+    return Peer(name, role, cluster, NOW + 1e6, NOW - age)
+
+
+def test_members_people_and_local_callers_are_welcome(snapshot: Snapshot) -> None:
+    for welcome in (LOCAL_PEER, ANONYMOUS_PEER, peer("m1", Role.MANAGER), peer("Ann", Role.ADMIN)):
+        assert not is_revoked(snapshot, welcome, NOW)
+
+
+def test_strangers_are_not(snapshot: Snapshot) -> None:
+    assert is_revoked(snapshot, peer("w9"), NOW)
+    assert is_revoked(snapshot, peer("m1", cluster="c2"), NOW)
+    assert is_revoked(snapshot, peer("Ann", Role.ADMIN, cluster="c2"), NOW)
+
+
+def test_a_node_that_just_joined_may_be_newer_than_a_replica(snapshot: Snapshot) -> None:
+    assert not is_revoked(snapshot, peer("w9", age=JOINING_GRACE / 2), NOW)
+    assert not is_revoked(Snapshot(), peer("w9"), NOW)
+
+
+def test_a_removed_node_is_never_believed_again(snapshot: Snapshot) -> None:
+    assert snapshot.cluster is not None
+    cluster = copy_of(snapshot.cluster)
+    revoke(cluster, "w9", NOW)
+    assert is_revoked(snapshot.with_changes([Update(cluster)]), peer("w9", age=0), NOW)
+
+
+def test_the_list_of_removed_nodes_forgets_what_time_has_dealt_with(snapshot: Snapshot) -> None:
+    assert snapshot.cluster is not None
+    cluster = copy_of(snapshot.cluster)
+    revoke(cluster, "w1", NOW)
+    revoke(cluster, "w2", NOW + 10)
+    revoke(cluster, "w2", NOW + 20)
+    assert [entry.node_id for entry in cluster.revoked_nodes] == ["w1", "w2"]
+    revoke(cluster, "w3", NOW + 90 * 86400 + 5)
+    assert [entry.node_id for entry in cluster.revoked_nodes] == ["w2", "w3"]
+
+
+def test_a_promoted_node_gets_a_cluster_address_and_a_demoted_one_loses_it() -> None:
+    node = new_node(
+        node_id="w1",
+        number=2,
+        role=WORKER,
+        hostname="h",
+        address="10.1.0.2",
+        availability=types_pb2.AVAILABILITY_ACTIVE,
+    )
+    promoted = with_role(node, MANAGER)
+    assert promoted.manager.address == "10.1.0.2:2378"
+    assert not with_role(promoted, WORKER).HasField("manager")
+
+
+def status(*members: tuple[str, bool, bool]) -> ConsensusStatus:
+    return ConsensusStatus(
+        "leader", 1, "", 1, 1, tuple(MemberStatus(Member(id_, "x:1"), up, leads, 1) for id_, up, leads in members)
+    )
+
+
+def test_members_of_the_log_leave_by_the_stores_word(snapshot: Snapshot) -> None:
+    everybody = [("m1", True, True), ("m2", True, False), ("m3", False, False)]
+    assert next_removal(snapshot, status(*everybody)) == "m3"  # gone from the store, and not reachable
+    assert next_removal(snapshot, status(*everybody[:2])) == "m2"
+    assert next_removal(snapshot, status(everybody[0])) is None
+    m2 = new_node(
+        node_id="m2", number=2, role=MANAGER, hostname="h", address="h", availability=types_pb2.AVAILABILITY_ACTIVE
+    )
+    both = snapshot.with_changes([Create(m2)])
+    assert next_removal(both, status(*everybody[:2])) is None
+    leader = copy_of(both.nodes["m1"])
+    leader.spec.desired_role = WORKER
+    assert next_removal(both.with_changes([Update(leader)]), status(*everybody[:2])) == "m1"
+    assert next_removal(Snapshot(), status(*everybody)) is None

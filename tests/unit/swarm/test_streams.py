@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from swarm.streams import Pumped
+
+
+async def test_values_then_the_end_again_and_again() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    async with Pumped(numbers()) as pumped:
+        assert [number async for number in pumped] == [1, 2]
+        with pytest.raises(StopAsyncIteration):
+            await anext(pumped)
+
+
+async def test_a_failure_comes_after_the_values_before_it() -> None:
+    async def failing() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("no more")
+
+    async with Pumped(failing()) as pumped:
+        assert await anext(pumped) == 1
+        with pytest.raises(ValueError, match="no more"):
+            await anext(pumped)
+
+
+async def test_a_cancelled_wait_loses_nothing() -> None:
+    ready = asyncio.Event()
+
+    async def late() -> AsyncIterator[int]:
+        await ready.wait()
+        yield 1
+
+    async with Pumped(late()) as pumped:
+        waiting = asyncio.ensure_future(pumped.__anext__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        ready.set()
+        assert await anext(pumped) == 1
+
+
+async def test_closing_runs_the_clean_up_in_the_generators_own_task() -> None:
+    tasks = []
+
+    async def careful() -> AsyncIterator[int]:
+        tasks.append(asyncio.current_task())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.Event().wait())
+                while True:
+                    yield 1
+        finally:
+            tasks.append(asyncio.current_task())
+
+    pumped = Pumped(careful())
+    assert await anext(pumped) == 1
+    await pumped.close()
+    assert len(tasks) == 2
+    assert tasks[0] is tasks[1]
