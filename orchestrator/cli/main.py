@@ -152,25 +152,32 @@ def _program(
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
-    debug = os.environ.get("SWARMCTL_DEBUG", "") not in ("", "0")
     try:
         result = typer.main.get_command(app).main(list(arguments), prog_name="swarmctl", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort, BrokenPipeError, SystemExit) as end:
+        return _ended(end)
+    except Exception as error:
+        if os.environ.get("SWARMCTL_DEBUG", "") not in ("", "0"):
+            raise
+        return _report(error)
+
+
+def _ended(end: BaseException) -> int:
+    """The exit code of a command that was ended from outside, or by typer."""
+    reason = end.__cause__ or end.__context__
+    if isinstance(end, KeyboardInterrupt) or (isinstance(end, typer.Abort) and isinstance(reason, KeyboardInterrupt)):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    if isinstance(end, BrokenPipeError):
         # Whoever read us has enough. The rest of the buffer must not fail again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except typer.Abort:
-        return _complain("aborted", EXIT_INTERNAL)
-    except SystemExit as end:
+    if isinstance(end, SystemExit):
+        if isinstance(reason, BrokenPipeError):  # typer has seen it first
+            return 0
         return end.code if isinstance(end.code, int) else EXIT_INTERNAL
-    except Exception as error:
-        if debug:
-            raise
-        return _report(error)
+    return _complain("aborted", EXIT_INTERNAL)
 
 
 def _report(error: Exception) -> int:

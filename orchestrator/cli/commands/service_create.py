@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +42,16 @@ def create(
     answer = managers.call(
         lambda stub: stub.CreateService, control.CreateServiceRequest(spec=spec), timeout=RESOLVE_TIMEOUT
     )
-    for warning in answer.warnings:
-        output.note(f"Warning: {warning}")
+    show_warnings(answer.warnings)
     output.line(answer.service.id)
     if not options.detach:
         progress.wait(managers, answer.service, quiet=options.quiet, timeout=seconds)
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """What the managers had to remark on a change that they made."""
+    for warning in warnings:
+        output.note(f"Warning: {warning}")
 
 
 def read_text(path: str) -> str:

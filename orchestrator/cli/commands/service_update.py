@@ -12,7 +12,7 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import output, progress
-from orchestrator.cli.commands.service_create import RESOLVE_TIMEOUT, wait_seconds
+from orchestrator.cli.commands.service_create import RESOLVE_TIMEOUT, show_warnings, wait_seconds
 from orchestrator.cli.invocation import Service, session
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.service_flags import UpdateFlags
@@ -75,8 +75,7 @@ def change_service(
             if attempt == MAX_CONFLICTS - 1:
                 raise
             continue
-        for warning in answer.warnings:
-            output.note(f"Warning: {warning}")
+        show_warnings(answer.warnings)
         return answer.service
     raise AssertionError("the loop returns or raises")
 
@@ -85,8 +84,7 @@ def roll_back(managers: Caller[ControlStub], reference: str) -> types.Service:
     """Sends a service back to its previous revision."""
     request = control.UpdateServiceRequest(reference=reference, rollback=True)
     answer = managers.call(lambda stub: stub.UpdateService, request)
-    for warning in answer.warnings:
-        output.note(f"Warning: {warning}")
+    show_warnings(answer.warnings)
     return answer.service
 
 

@@ -10,8 +10,8 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import output, progress, words
-from orchestrator.cli.commands.service_create import wait_seconds
-from orchestrator.cli.commands.service_update import change_service, roll_back
+from orchestrator.cli.commands.service_create import show_warnings, wait_seconds
+from orchestrator.cli.commands.service_update import roll_back
 from orchestrator.cli.invocation import (
     PAGE_SIZE,
     FilterFlag,
@@ -158,7 +158,12 @@ def scale(
     changed: dict[str, types.Service] = {}
 
     def scale_one(name: str) -> None:
-        changed[name] = change_service(managers, name, lambda spec: _scaled(spec, wanted[name]))
+        # Version 0: whatever else of the service changes meanwhile, only the number is ours.
+        request = control.UpdateServiceRequest(reference=name)
+        request.spec.mode.replicated.replicas = wanted[name]
+        answer = managers.call(lambda stub: stub.UpdateService, request)
+        changed[name] = answer.service
+        show_warnings(answer.warnings)
         output.line(f"{name} scaled to {wanted[name]}")
 
     def wait_one(name: str) -> None:
@@ -169,15 +174,6 @@ def scale(
     finally:
         if not options.detach:
             for_each(changed, wait_one)
-
-
-def _scaled(spec: types.ServiceSpec, replicas: int) -> types.ServiceSpec:
-    if spec.mode.HasField("global"):
-        raise InvalidArgument(f'service "{spec.name}" is global and cannot be scaled: it has one task on each node')
-    scaled = types.ServiceSpec()
-    scaled.CopyFrom(spec)
-    scaled.mode.replicated.replicas = replicas
-    return scaled
 
 
 @takes(WaitFlags)

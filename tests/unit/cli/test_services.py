@@ -254,22 +254,13 @@ def test_scale_sets_replicas_of_several(script: Script, swarmctl: Run) -> None:
     result = swarmctl("service", "scale", "web=5", "api=0")
     assert result.code == 0
     assert [request.spec.mode.replicated.replicas for request in script.asked("UpdateService")] == [5, 0]
+    assert {request.version for request in script.asked("UpdateService")} == {0}  # only the number is taken
     assert result.lines[:2] == ["web scaled to 5", "api scaled to 0"]
 
 
 @pytest.mark.parametrize("word", ["web", "web=", "web=-1", "web=x", "=3"])
 def test_scale_refuses_what_is_no_number(swarmctl: Run, word: str) -> None:
     assert swarmctl("service", "scale", word).code == 2
-
-
-def test_global_services_do_not_scale(script: Script, swarmctl: Run) -> None:
-    read = summary()
-    read.service.spec.mode.ClearField("replicated")
-    getattr(read.service.spec.mode, "global").SetInParent()
-    script.answers["GetService"] = control.GetServiceResponse(summary=read)
-    result = swarmctl("service", "scale", "web=2")
-    assert result.code == 2
-    assert "global" in result.err
 
 
 def test_ps_shows_history_below_the_newest(script: Script, swarmctl: Run) -> None:

@@ -1,0 +1,155 @@
+"""How the program starts and ends: help, errors, exit codes, pipes, speed of what must not be imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import swarm.errors
+from swarm.errors import SwarmError
+from swarm.v1 import control_pb2 as control
+from swarm.v1 import types_pb2 as types
+
+from orchestrator.cli import main as program
+from orchestrator.cli.lazy import load
+from tests.unit.cli.conftest import Result, Script, Served
+
+Run = Callable[..., Result]
+ENTRIES = [
+    *((group, name, entry) for group, made in program.GROUPS.items() for name, entry in made.commands.items()),
+    *(("", name, entry) for name, entry in program.COMMANDS.items()),
+]
+
+
+def spawn(
+    *words: str, code: str = "from orchestrator.cli.main import main; main()", **more: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False, **more
+    )
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: "")
+def test_every_entry_of_the_table_has_a_command_with_help(entry: Any) -> None:
+    group, name, found = entry
+    assert load(name, found).name == name
+    assert program.run([*([group] if group else []), name, "--help"]) == 0
+
+
+def test_help_lists_groups_without_importing_them() -> None:
+    code = (
+        "import sys; from orchestrator.cli import main; main.run(['service', '--help']); "
+        "print([name for name in ('grpc', 'rich', 'google.protobuf', 'asyncio', 'pydantic') if name in sys.modules])"
+    )
+    result = spawn(code=code)
+    assert "rollback" in result.stdout
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_plain_list_does_not_import_rich(script: Script, swarmctl: Run) -> None:
+    code = "import sys, orchestrator.cli.commands.services as _; print('rich' in sys.modules)"
+    assert spawn(code=code).stdout == "False\n"
+
+
+def test_usage_errors_are_exit_code_2_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.run(["servic"]) == 2
+    assert "'service'" in capsys.readouterr().err
+    assert program.run(["service", "ls", "--nonsense"]) == 2
+    assert program.run(["service", "create"]) == 2
+    assert "IMAGE" in capsys.readouterr().err
+
+
+def test_each_error_has_its_exit_code_and_one_sentence(script: Script, swarmctl: Run) -> None:
+    kinds = [kind for kind in vars(swarm.errors).values() if isinstance(kind, type) and issubclass(kind, SwarmError)]
+    for kind in kinds:
+        if kind.exit_code in (5, 9) or kind is SwarmError:
+            continue  # those are repeated: see test_session
+        script.answers["RemoveNetwork"] = kind("this happened; do that")
+        result = swarmctl("network", "rm", "x")
+        assert (result.code, result.err) == (kind.exit_code, "Error: this happened; do that\n"), kind
+
+
+def test_the_exit_codes_are_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "exit-codes.md").read_text()
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    kinds = [kind for kind in vars(swarm.errors).values() if isinstance(kind, type) and issubclass(kind, SwarmError)]
+    assert {kind.exit_code for kind in kinds} | {0, 2, 130} <= documented
+
+
+def test_a_defect_is_a_sentence_and_a_traceback_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: Any, **_: Any) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("orchestrator.cli.target.Target.find", broken)
+    assert program.run(["service", "ls"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: swarmctl failed unexpectedly (RuntimeError: boom)")
+    assert "Traceback" not in error
+    monkeypatch.setenv("SWARMCTL_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        program.run(["service", "ls"])
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Any, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.cli.target.Target.find", interrupted)
+    assert program.run(["service", "ls"]) == 130
+
+
+def many_services(count: int) -> control.ListServicesResponse:
+    one = control.ServiceSummary(service=types.Service(id="x" * 25, spec=types.ServiceSpec(name="web")))
+    return control.ListServicesResponse(services=[one] * count)
+
+
+def test_a_reader_that_leaves_is_no_error(script: Script, serve: Callable[..., Served]) -> None:
+    served = serve(script)
+    script.answers["ListServices"] = many_services(5000)  # more than a pipe holds
+    command = f"'{sys.executable}' -c 'from orchestrator.cli.main import main; main()' service ls | head -1"
+    environment = {**os.environ, "SWARM_HOST": f"unix://{served.control_socket}"}
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True, text=True, timeout=60, check=False, env=environment,
+    )  # fmt: skip
+    assert result.stdout.startswith("ID")
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+def test_the_environment_names_the_manager(script: Script, serve: Callable[..., Served]) -> None:
+    served = serve(script)
+    script.answers["ListServices"] = many_services(1)
+    result = spawn("service", "ls", "-q", env={**os.environ, "SWARM_HOST": f"unix://{served.control_socket}"})
+    assert result.stdout == "xxxxxxxxxxxx\n"
+
+
+def completions(words: str, host: str) -> list[str]:
+    count = len(words.split(" ")) - 1
+    environment = {
+        **os.environ,
+        "_SWARMCTL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(count), "SWARM_HOST": host,
+    }  # fmt: skip
+    return spawn(env=environment).stdout.split()
+
+
+def test_completion_of_commands_flags_and_names(script: Script, serve: Callable[..., Served]) -> None:
+    host = f"unix://{serve(script).control_socket}"
+    script.answers["ListServices"] = many_services(1)
+    script.answers["ListNodes"] = control.ListNodesResponse(nodes=[types.Node(spec=types.NodeSpec(name="m1"))])
+    assert completions("swarmctl serv", host) == ["service"]
+    assert completions("swarmctl service ro", host) == ["rollback"]
+    assert "--limit-memory" in completions("swarmctl service create --limit-m", host)
+    assert completions("swarmctl service rm w", host) == ["web"]
+    assert completions("swarmctl node inspect ", host) == ["m1"]
+
+
+def test_completion_is_silent_without_a_swarm(tmp_path: Path) -> None:
+    assert completions("swarmctl service rm w", f"unix://{tmp_path}/none.sock") == []
