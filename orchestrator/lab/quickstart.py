@@ -16,11 +16,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import typer
 from swarm import process
 from swarm.errors import DeadlineExceeded, FailedPrecondition, SwarmError
 
 from orchestrator.lab import lab
-from orchestrator.lab.layout import DEFAULT_LAB, LabLayout
+from orchestrator.lab.layout import DEFAULT_LAB, LabLayout, load
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "compose-examples" / "web"
 BUSYBOX = Path("/bin/busybox")
@@ -31,14 +32,12 @@ _started = time.monotonic()
 
 
 def say(line: str) -> None:
-    print(
-        f"\033[1m[{time.monotonic() - _started:5.1f} s]\033[0m {line}" if sys.stdout.isatty() else f"==> {line}",
-        flush=True,
-    )
+    stamp = f"[{time.monotonic() - _started:5.1f} s]"
+    typer.echo(typer.style(stamp, bold=True) + " " + line)
 
 
 def show(text: str) -> None:
-    print(text.rstrip(), flush=True)  # noqa: T201
+    typer.echo(text.rstrip())
 
 
 async def swarmctl(*arguments: str, check: bool = True, timeout: float = 180) -> process.Completed:
@@ -55,7 +54,7 @@ async def build_lab() -> LabLayout:
     try:
         return await lab.up(DEFAULT_LAB, 3, 2, say)
     except (DeadlineExceeded, FailedPrecondition) as error:
-        if lab.load(DEFAULT_LAB) is None:
+        if load(DEFAULT_LAB) is None:
             raise
         say(f"The lab that was here does not come up ({error}); building it anew")
         await lab.down(DEFAULT_LAB, say)
@@ -112,7 +111,8 @@ async def call(layout: LabLayout) -> list[tuple[str, str]]:
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise DeadlineExceeded(
-            f"only {len(answers)} of {REPLICAS} containers answered on port {PUBLISHED_PORT} within {ANSWER_TIMEOUT:g} s{trouble}"
+            f"only {len(answers)} of {REPLICAS} containers answered on port {PUBLISHED_PORT}"
+            f" within {ANSWER_TIMEOUT:g} s{trouble}"
         ) from None
 
 
@@ -160,7 +160,7 @@ if __name__ == "__main__":
     try:
         asyncio.run(main())
     except SwarmError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        typer.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

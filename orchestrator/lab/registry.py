@@ -50,11 +50,12 @@ async def issue_certificate(layout: LabLayout) -> None:
     """Has the cluster sign the registry's certificate, as an operator would."""
     if (_directory(layout) / "node.pem").exists():
         return
+    program = Path(sys.executable).parent / "swarmctl"
     await process.run(
         [
-            sys.executable, "-m", "orchestrator.cli.main", "--host", f"unix://{layout.managers[0].control_socket}",
-            "cert", "issue", "--role", "server", "--name", "registry", "--address", layout.registry_address,
-            "--output", _directory(layout),
+            program, "--host", f"unix://{layout.managers[0].control_socket}",
+            "cert", "issue", "--role", "server", "--address", layout.registry_address,
+            "--output", _directory(layout), "registry",
         ],
         timeout=30,
     )  # fmt: skip
