@@ -87,11 +87,13 @@ class Replication(Elections):
             progress.flight = 0
         self.sequence += 1
         message = pb.AppendEntries(term=self.term, sequence=self.sequence, commit_index=self.commit_index)
-        following = self.next_index[node]
+        following, match = self.next_index[node], self.match_index.get(node, 0)
         if following <= self.base_index:
             self._offer_snapshot(node, progress, now)
-        if progress.flight or following <= self.base_index:
-            self._fill_heartbeat(message, self.match_index.get(node, 0))
+        nothing_new = match == following - 1 == self.last_index
+        if progress.flight or following <= self.base_index or nothing_new:
+            self._fill_heartbeat(message, match)
+            progress.commit_told = max(progress.commit_told, min(self.commit_index, match))
         else:
             previous = self.entry(following - 1)
             assert previous is not None
