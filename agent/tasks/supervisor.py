@@ -19,7 +19,7 @@ from swarm.v1 import types_pb2 as types
 
 from agent.runtime.interface import ContainerPhase
 from agent.session.mirror import Mirror
-from agent.tasks.events import Found, Phase, Unassigned
+from agent.tasks.events import Found, Phase
 from agent.tasks.host import TaskHost
 from agent.tasks.records import TaskRecord
 from agent.tasks.worker import TaskWorker
@@ -64,8 +64,8 @@ class TaskSupervisor:
             elif worker.task != task:
                 worker.assign(task, mirror.spec_of(task), mirror.index)
         for task_id, worker in self._workers.items():
-            if task_id not in mirror.tasks and worker.task.desired_state != types.TASK_STATE_REMOVE:
-                self._unassign(worker)
+            if task_id not in mirror.tasks:
+                worker.unassign()
         if first is not None:
             self._resend(mirror)
             self._sweep = asyncio.create_task(self._remove_leftovers())
@@ -84,15 +84,9 @@ class TaskSupervisor:
                 worker.record = TaskRecord(task_id, task.status)
         worker.begin(self._found.get(task_id, Found.NOTHING))
         if task is None:
-            self._unassign(worker)
+            worker.unassign()
         running = asyncio.create_task(self._run(worker))
         self._running[task_id] = running
-
-    @staticmethod
-    def _unassign(worker: TaskWorker) -> None:
-        gone = types.Task(id=worker.task_id, desired_state=types.TASK_STATE_REMOVE)
-        worker.task = gone
-        worker.tell(Unassigned())
 
     async def _run(self, worker: TaskWorker) -> None:
         try:
@@ -163,8 +157,7 @@ class TaskSupervisor:
             self._add(task_id, record, Mirror())
         self._recovered = None
         for worker in list(self._workers.values()):
-            if worker.task.desired_state != types.TASK_STATE_REMOVE:
-                self._unassign(worker)
+            worker.unassign()
         try:
             async with asyncio.timeout(timeout):
                 await self._emptied.wait()

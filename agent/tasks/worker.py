@@ -41,6 +41,7 @@ class TaskWorker:
         self.record = record if record is not None else TaskRecord(task_id, types.TaskStatus())
         self.machine = TaskMachine()
         self._spec: types.ServiceSpec | None = None
+        self._assigned = True
         self._stop_index = 0  # the index at which the managers decided that it shall stop
         self._host = host
         self._rng = rng
@@ -60,6 +61,12 @@ class TaskWorker:
         self.task, self._spec = task, spec if spec is not None else self._spec
         if desired_before != task.desired_state and desired_before:
             self.tell(events.DesiredChanged(task.desired_state))
+
+    def unassign(self) -> None:
+        """The managers no longer know the task, or the node leaves: it is stopped and forgotten."""
+        if self._assigned:
+            self._assigned = False
+            self.tell(events.Unassigned())
 
     def begin(self, found: events.Found) -> None:
         """The first event: a new task, or one that an earlier agent process wrote down."""

@@ -189,6 +189,19 @@ async def test_a_task_that_is_taken_away_is_stopped_and_forgotten(agents: Agents
     assert list((host.state / "tasks").iterdir()) == []
 
 
+async def test_a_removed_services_task_is_forgotten_once_the_managers_have_forgotten_it(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    tasks.apply(world(make_task(desired=types.TASK_STATE_REMOVE), index=2))
+    await host.sink.until("t1", SHUTDOWN)
+    await settle()
+    assert [path.name for path in (host.state / "tasks").iterdir()] == ["t1"]
+    tasks.apply(world(index=3))
+    await host.sink.until_gone("t1")
+    assert list((host.state / "tasks").iterdir()) == []
+
+
 async def test_a_health_check_decides_when_a_task_runs(agents: Agents) -> None:
     host, tasks = agents.host, await agents.start()
     host.runtime.probe_results = [1, 1, 0]
