@@ -61,6 +61,8 @@ def service_endpoints_of(
     aliases = {config.network: list(config.aliases) for config in service.spec.task.networks}
     networks = set(virtual_ips) | (set(aliases) or {default_network_id})
     published = [port for port in service.published_ports if port.mode != types.PUBLISH_MODE_HOST]
+    if published:
+        networks.add(ingress_id)
     for network_id in sorted(networks - {""}):
         yield dispatcher.ServiceEndpoint(
             network_id=network_id,
