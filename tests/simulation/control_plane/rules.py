@@ -102,13 +102,17 @@ class Rules:
             other
             for other in world.snapshot.tasks.in_slot(task.service_id, slot_key(task))
             if other.id != task.id
+            and other.node_id
             and other.id in world.agents[other.node_id].running
             and world.agents[other.node_id].reachable
             and world.snapshot.nodes[other.node_id].status.state == NODE_STATE_READY
             and world.recently_back(other.node_id) is False
         ]
         allowed = 1 if service.spec.update.order == UPDATE_ORDER_START_FIRST else 0
-        assert len(others) <= allowed, f"slot {task.slot} has {len(others) + 1} containers"
+        assert len(others) <= allowed, (
+            f"slot {task.slot} of {task.service_name} has {len(others) + 1} containers: "
+            f"{task.id} beside {[other.id for other in others]}"
+        )
 
     def at_rest(self, world: World) -> None:
         """The cluster had time and no new faults: everything is as the specs say."""

@@ -44,6 +44,7 @@ from swarm.v1.types_pb2 import (
     ServiceRevision,
     ServiceSpec,
     Task,
+    TaskState,
     TaskStatus,
 )
 
@@ -87,6 +88,7 @@ class Agent:
     tasks: dict[str, TaskStatus] = field(default_factory=dict)  # what the agent knows of its tasks
     running: set[str] = field(default_factory=set)  # containers that exist, whoever knows of them
     busy: set[str] = field(default_factory=set)  # tasks with a step in the queue
+    desired: dict[str, int] = field(default_factory=dict)  # as the agent last heard
     back_at: float = float("-inf")
 
 
@@ -282,39 +284,40 @@ class World:
     def agent_step(self, agent: Agent, task_id: str) -> None:
         agent.busy.discard(task_id)
         task = self.snapshot.tasks.get(task_id)
-        status = agent.tasks.get(task_id)
         if task is None:
             agent.running.discard(task_id)
             return
-        if not agent.reachable and status is None:
-            return
+        if agent.reachable:
+            agent.desired[task_id] = task.desired_state
+        status = agent.tasks.get(task_id)
         state = status.state if status is not None else 0
-        if state >= TASK_STATE_COMPLETE:
+        wanted = agent.desired.get(task_id, 0)
+        if not wanted or state >= TASK_STATE_COMPLETE:
             return
-        wanted = task.desired_state if agent.reachable else TASK_STATE_RUNNING
         if wanted >= TASK_STATE_SHUTDOWN:
             self._end(agent, task_id, TASK_STATE_SHUTDOWN, "")
             return
-        if state == TASK_STATE_READY and wanted == TASK_STATE_READY:
-            return
         following = next((step for step in _STEPS if step > state), None)
-        if following is None:
+        if following is None or (state == TASK_STATE_READY and wanted == TASK_STATE_READY):
             return
         if following == TASK_STATE_PREPARING and self._is_bad(task):
             self._end(agent, task_id, TASK_STATE_REJECTED, "no such image")
-            return
+        else:
+            self._advance(agent, task, following)
+
+    def _advance(self, agent: Agent, task: Task, following: TaskState.ValueType) -> None:
         if following == TASK_STATE_STARTING:
-            agent.running.add(task_id)
+            agent.running.add(task.id)
             self.rules.started(self, task)
         made = TaskStatus(state=following, at=timestamp(self.now))
         if following == TASK_STATE_RUNNING:
             made.running_since.CopyFrom(timestamp(self.now))
             if self.rng.random() < self.crash_rate:
-                self.after(self.rng.uniform(0.0, 10.0), lambda: self.container_ends(agent, task_id))
-        agent.tasks[task_id] = made
-        self.report(agent, task_id, made)
+                self.after(self.rng.uniform(0.0, 10.0), lambda: self.container_ends(agent, task.id))
+        agent.tasks[task.id] = made
+        self.report(agent, task.id, made)
         if following != TASK_STATE_RUNNING:
-            self._schedule_step(agent, task_id)
+            self._schedule_step(agent, task.id)
 
     def _is_bad(self, task: Task) -> bool:
         revision = self.snapshot.revisions.get(task.revision_id)
