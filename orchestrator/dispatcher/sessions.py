@@ -135,18 +135,22 @@ class SessionServicer:
         )
 
     async def _read(self, session: Session, requests: AsyncIterator[dispatcher.AgentMessage]) -> None:
-        """Everything that the agent says, until it stops; then its session ends."""
+        """Everything that the agent says, until it stops; then its session ends, for whatever reason."""
+        outbox = session.outbox
         try:
             async for message in requests:
                 self._hub.alive(session)
                 self._take(session, message)
         except ResourceExhausted as error:
-            session.outbox.end(dispatcher.SESSION_END_REASON_OVERLOADED, str(error))
+            outbox.end(dispatcher.SESSION_END_REASON_OVERLOADED, str(error))
         except InvalidArgument as error:
             log.warning("the session of node %s ends: %s", session.node_id, error)
-            session.outbox.end(dispatcher.SESSION_END_REASON_UNSPECIFIED, str(error))
-        else:
-            session.outbox.end(dispatcher.SESSION_END_REASON_UNSPECIFIED, "the agent ended the session")
+            outbox.end(dispatcher.SESSION_END_REASON_UNSPECIFIED, str(error))
+        except Exception:
+            log.exception("what node %s said could not be taken in", session.node_id)
+            raise
+        finally:
+            outbox.end(dispatcher.SESSION_END_REASON_UNSPECIFIED, "the agent's stream ended")
 
     def _take(self, session: Session, message: dispatcher.AgentMessage) -> None:
         match message.WhichOneof("message"):
