@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from swarm.v1 import control_pb2, types_pb2
 
+from orchestrator.scheduler.constraints import parse_constraint
 from orchestrator.store import Snapshot
 from orchestrator.store.states import is_healthy, is_live
 from orchestrator.store.tables import SlotKey
@@ -36,23 +37,36 @@ def current_tasks(snapshot: Snapshot, service_id: str) -> Iterator[tuple[SlotKey
 
 def summarize(snapshot: Snapshot, service: types_pb2.Service) -> control_pb2.ServiceSummary:
     """Desired, running and healthy tasks."""
-    running = healthy = live = 0
-    for _, task in current_tasks(snapshot, service.id):
-        if not is_live(task):
-            continue
-        live += 1
-        running += task.status.state == types_pb2.TASK_STATE_RUNNING
-        healthy += is_healthy(task)
+    live = [task for _, task in current_tasks(snapshot, service.id) if is_live(task)]
     return control_pb2.ServiceSummary(
-        service=service, desired=_desired(service, live), running=running, healthy=healthy
+        service=service,
+        desired=_desired(snapshot, service),
+        running=sum(task.status.state == types_pb2.TASK_STATE_RUNNING for task in live),
+        healthy=sum(is_healthy(task) for task in live),
     )
 
 
-def _desired(service: types_pb2.Service, live: int) -> int:
-    """A global service wants as many tasks as its controller made: one for each node that its constraints admit."""
+def _desired(snapshot: Snapshot, service: types_pb2.Service) -> int:
     if service.removing:
         return 0
-    return live if service.spec.mode.HasField("global") else service.spec.mode.replicated.replicas
+    if service.spec.mode.HasField("global"):
+        return len(wanted_nodes(snapshot, service))
+    return service.spec.mode.replicated.replicas
+
+
+def wanted_nodes(snapshot: Snapshot, service: types_pb2.Service) -> set[str]:
+    """The nodes that a global service is to have a task on now: those that are ready, take tasks and meet the constraints,
+    and paused ones that have one already."""
+    constraints = [parse_constraint(text) for text in service.spec.task.placement.constraints]
+    holding = {task.node_id for _, task in current_tasks(snapshot, service.id) if is_live(task)}
+    return {
+        node.id
+        for node in snapshot.nodes
+        if node.status.state == types_pb2.NODE_STATE_READY
+        and node.spec.availability != types_pb2.AVAILABILITY_DRAIN
+        and (node.spec.availability != types_pb2.AVAILABILITY_PAUSE or node.id in holding)
+        and all(constraint.allows(node) for constraint in constraints)
+    }
 
 
 def progress(snapshot: Snapshot, service: types_pb2.Service) -> control_pb2.ServiceProgress:
@@ -71,18 +85,11 @@ def has_converged(snapshot: Snapshot, service: types_pb2.Service) -> bool:
     if service.removing or service.update_status.state in UNDER_WAY:
         return False
     live = [task for _, task in current_tasks(snapshot, service.id) if is_live(task)]
-    if not all(is_healthy(task) and task.revision_id == service.revision_id for task in live):
-        return False
     if service.spec.mode.HasField("global"):
-        covered = {task.node_id for task in live}
-        return bool(covered) or not any(_takes_tasks(node) for node in snapshot.nodes)
-    return len(live) == service.spec.mode.replicated.replicas
-
-
-def _takes_tasks(node: types_pb2.Node) -> bool:
-    return node.status.state == types_pb2.NODE_STATE_READY and node.spec.availability in (
-        types_pb2.AVAILABILITY_UNSPECIFIED,
-        types_pb2.AVAILABILITY_ACTIVE,
+        wanted = wanted_nodes(snapshot, service)
+        live = [task for task in live if task.node_id in wanted]  # those on lost nodes are nobody's measure
+    return len(live) == _desired(snapshot, service) and all(
+        is_healthy(task) and task.revision_id == service.revision_id for task in live
     )
 
 

@@ -1,8 +1,8 @@
 """The managers' side of joining and of renewal: `Enrolment` and `Certificates`.
 
 Both act on the leader; `api.forwarding` brings calls there. A join is proved by a secret, makes one transaction, and is
-repeated safely: its request id leads back to the node that it made. A renewal gives the caller the role that the store
-wants it to have, and notes that it has it: this is how promotion and demotion reach a node.
+repeated safely: its request id leads back to the node that it made. A renewal gives the caller the role that it is to have
+now: this is how promotion and demotion reach a node.
 """
 
 from __future__ import annotations
@@ -109,20 +109,24 @@ class CertificatesService(CertificatesServicer):
         return enrolment_pb2.RenewResponse(certificate_pem=chain, ca_pem=authority.certificate_pem, role=role)
 
     async def _take_role(self, node_id: str) -> types_pb2.NodeRole.ValueType:
-        """The role that the store wants for the node, noted as the one that it has."""
+        """The role of the node's next certificate; a promotion is noted in the store as done.
+
+        A manager that is to be a worker stays one until it has left the log (`manager.roles` then writes its role): else it
+        would end its manager while it still counts for the quorum.
+        """
         for attempt in range(1, MAX_ATTEMPTS + 1):
             node = self._store.snapshot().nodes.get(node_id)
             if node is None:
                 raise Unauthenticated(f"node {node_id} was removed from the swarm; let the host leave and join anew")
-            wanted = node.spec.desired_role or node.role
-            if wanted == node.role:
-                break
+            promoted = node.spec.desired_role == types_pb2.NODE_ROLE_MANAGER != node.role
+            if not promoted:
+                return node.role
             try:
-                await self._transactions.commit([Update(with_role(node, wanted))])
+                await self._transactions.commit([Update(with_role(node, types_pb2.NODE_ROLE_MANAGER))])
             except Conflict:  # its status changed in the meantime
                 if attempt == MAX_ATTEMPTS:
                     raise
-        return wanted
+        return types_pb2.NODE_ROLE_MANAGER
 
 
 def role_of_secret(cluster: types_pb2.Cluster, secret: str) -> types_pb2.NodeRole.ValueType:

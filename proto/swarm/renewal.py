@@ -8,6 +8,7 @@ renews at once when it is told that the node's role is to change: promotion and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 15.0  # seconds
 JITTER = 0.1  # of the lifetime, around its half
+REQUEST_INTERVAL = (
+    5.0  # seconds at least from a renewal to the next that is asked for: a change of role can take a while
+)
 LONGEST_SLEEP = 3600.0  # seconds: a host that slept or whose clock was set looks again soon
 _BACKOFF = Backoff(first=1.0, maximum=300.0)
 
@@ -75,6 +79,7 @@ class Renewal:
         self._on_renewed = on_renewed
         self._call = call
         self._now = asyncio.Event()
+        self._not_before = 0.0  # of the wall clock: when the next request may be answered
         self.failed: SwarmError | None = None
 
     def request(self) -> None:
@@ -99,6 +104,7 @@ class Renewal:
                 due = self._clock.wall() + next(failures)
                 continue
             self.failed = None
+            self._not_before = self._clock.wall() + REQUEST_INTERVAL
             failures = _BACKOFF.delays(self._rng)
             due = renewal_time(peer, self._rng.random())
             await self._on_renewed(peer)
@@ -126,10 +132,12 @@ class Renewal:
         raise Unavailable("; ".join(unreachable) or "no manager's address is known")
 
     async def _wait_until(self, due: float) -> None:
-        """Waits for the wall clock to reach `due`, or for `request`."""
-        while not self._now.is_set() and (left := due - self._clock.wall()) > 0:
-            try:
+        """Waits for the wall clock to reach `due`, or for `request` (at once, if the last renewal is not just over)."""
+        while True:
+            asked = self._now.is_set()
+            left = (min(due, self._not_before) if asked else due) - self._clock.wall()
+            if left <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, LONGEST_SLEEP)):
-                    await self._now.wait()
-            except TimeoutError:
-                continue
+                    await (asyncio.Event() if asked else self._now).wait()

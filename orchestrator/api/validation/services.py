@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from swarm.errors import InvalidArgument
 from swarm.v1 import types_pb2
 
-from orchestrator.api.validation.constraints import check_constraint, check_preference
 from orchestrator.api.validation.containers import check_container
 from orchestrator.api.validation.fields import (
     check_count,
@@ -18,6 +18,7 @@ from orchestrator.api.validation.fields import (
     first_duplicate,
     refuse,
 )
+from orchestrator.scheduler.constraints import check_key, parse_constraint
 
 MAX_REPLICAS = 20_000
 MAX_PORTS = 1024
@@ -82,12 +83,25 @@ def _check_task(field: str, task: types_pb2.TaskSpec) -> None:
     )
     check_duration(f"{field}.restart.delay", restart.delay)
     check_duration(f"{field}.restart.window", restart.window)
-    check_count(f"{field}.placement.constraints", len(task.placement.constraints), MAX_CONSTRAINTS)
-    for constraint in task.placement.constraints:
-        check_constraint(f"{field}.placement.constraints", constraint)
-    for preference in task.placement.spread:
-        check_preference(f"{field}.placement.spread", preference)
+    _check_placement(f"{field}.placement", task.placement)
     _check_networks(f"{field}.networks", task.networks)
+
+
+def _check_placement(field: str, placement: types_pb2.Placement) -> None:
+    """The grammar is the scheduler's."""
+    check_count(f"{field}.constraints", len(placement.constraints), MAX_CONSTRAINTS)
+    for text in placement.constraints:
+        try:
+            constraint = parse_constraint(text)
+        except InvalidArgument as error:
+            raise refuse(f"{field}.constraints", str(error)) from None
+        if constraint.key == "node.role" and constraint.value.casefold() not in ("manager", "worker"):
+            raise refuse(f"{field}.constraints", f"{text!r}: a role is manager or worker")
+    for key in placement.spread:
+        try:
+            check_key(key)
+        except InvalidArgument as error:
+            raise refuse(f"{field}.spread", str(error)) from None
 
 
 def _check_resources(task: types_pb2.TaskSpec) -> None:

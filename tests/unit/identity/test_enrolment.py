@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from swarm import renewal as renewal_module
 from swarm.clock import ManualClock, SystemClock
 from swarm.enrolment import fetch_chain, join, with_default_port
 from swarm.errors import InternalError, InvalidArgument, SwarmError, Unauthenticated, Unavailable
@@ -28,7 +29,7 @@ from orchestrator.api.forwarding import Forwarder
 from orchestrator.consensus import Leadership, Member
 from orchestrator.identity.authority import RootAuthority
 from orchestrator.identity.enrolment import CertificatesService, EnrolmentService
-from orchestrator.identity.membership import bootstrap_objects
+from orchestrator.identity.membership import bootstrap_objects, with_role
 from orchestrator.identity.revocation import is_revoked
 from orchestrator.store import Create, Kind, Remove, Store, Transactions, Update, copy_of
 from tests.support.consensus import LocalConsensus
@@ -266,7 +267,7 @@ def renewal(files: TlsFiles, *addresses: str) -> Renewal:
     return Renewal(files, lambda: addresses, clock=SystemClock(), rng=random.Random(1), on_renewed=ignore)
 
 
-async def set_role(cluster: Cluster, node_id: str, role: types_pb2.NodeRole.ValueType) -> None:
+async def want_role(cluster: Cluster, node_id: str, role: types_pb2.NodeRole.ValueType) -> None:
     node = copy_of(cluster.store.snapshot().nodes[node_id])
     node.spec.desired_role = role
     await cluster.transactions.commit([Update(node)])
@@ -276,13 +277,16 @@ async def test_promotion_and_demotion_travel_in_the_certificate(tmp_path: Path) 
     async with running() as (cluster, manager):
         joined = await joining(manager, cluster.token(), tmp_path)
         files = TlsFiles(tmp_path / "host2")
-        await set_role(cluster, joined.node_id, MANAGER)
+        await want_role(cluster, joined.node_id, MANAGER)
         assert (await renewal(files, cluster.addresses["m1"]).renew()).role is Role.MANAGER
         node = cluster.store.snapshot().nodes[joined.node_id]
         assert (node.role, node.manager.address) == (MANAGER, "10.1.0.2:2378")
-        await set_role(cluster, joined.node_id, WORKER)
+        await want_role(cluster, joined.node_id, WORKER)
+        assert (await renewal(files, cluster.addresses["m1"]).renew()).role is Role.MANAGER  # still in the log
+        await cluster.transactions.commit([Update(with_role(cluster.store.snapshot().nodes[joined.node_id], WORKER))])
         assert (await renewal(files, cluster.addresses["m1"]).renew()).role is Role.WORKER
-        assert not cluster.store.snapshot().nodes[joined.node_id].HasField("manager")
+        await want_role(cluster, joined.node_id, MANAGER)
+        assert (await renewal(files, cluster.addresses["m1"]).renew()).role is Role.MANAGER
 
 
 async def test_a_removed_node_gets_no_certificate(tmp_path: Path) -> None:
@@ -348,6 +352,34 @@ async def test_the_loop_renews_when_asked_and_tries_the_next_manager(tmp_path: P
     assert calls.asked == ["a:1", "b:1"]
     assert files.read().certificate != before.certificate
     assert loop.failed is None
+
+
+async def test_requests_that_follow_a_renewal_wait_a_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that is to be a worker asks again and again, until it has left the log."""
+    monkeypatch.setattr(renewal_module, "LONGEST_SLEEP", 0.01)
+    authority = RootAuthority.create("c1", time.time())
+    calls = _Calls(authority)
+    clock = ManualClock(time.time())
+    renewed: asyncio.Queue[Peer] = asyncio.Queue()
+    loop = Renewal(
+        member_files(authority, tmp_path),
+        lambda: ["a:1"],
+        clock=clock,
+        rng=random.Random(1),
+        on_renewed=renewed.put,
+        call=calls,
+    )
+    async with asyncio.TaskGroup() as group:
+        running_loop = group.create_task(loop.run())
+        loop.request()
+        await asyncio.wait_for(renewed.get(), TIMEOUT)
+        loop.request()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(renewed.get(), 0.1)
+        clock.advance(renewal_module.REQUEST_INTERVAL)
+        await asyncio.wait_for(renewed.get(), TIMEOUT)
+        running_loop.cancel()
+    assert len(calls.asked) == 2
 
 
 async def test_the_loop_renews_when_it_is_time(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who is a member, by the store: the first transaction, revocation, roles, and who leaves the replicated log."""
+"""Who is a member, by the store: the first transaction, revocation and roles."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role
 from swarm.ids import id_source
 from swarm.v1 import types_pb2
 
-from orchestrator.consensus import ConsensusStatus, Member, MemberStatus
 from orchestrator.identity.authority import RootAuthority
 from orchestrator.identity.membership import bootstrap_objects, manager_addresses, new_node, split_advertised, with_role
-from orchestrator.identity.quorum import next_removal
 from orchestrator.identity.revocation import JOINING_GRACE, is_revoked, revoke
-from orchestrator.store import Create, Snapshot, Update, copy_of
+from orchestrator.store import Snapshot, Update, copy_of
 
 NOW = 1_700_000_000.0
 MANAGER, WORKER = types_pb2.NODE_ROLE_MANAGER, types_pb2.NODE_ROLE_WORKER
@@ -117,25 +115,3 @@ def test_a_promoted_node_gets_a_cluster_address_and_a_demoted_one_loses_it() -> 
     promoted = with_role(node, MANAGER)
     assert promoted.manager.address == "10.1.0.2:2378"
     assert not with_role(promoted, WORKER).HasField("manager")
-
-
-def status(*members: tuple[str, bool, bool]) -> ConsensusStatus:
-    return ConsensusStatus(
-        "leader", 1, "", 1, 1, tuple(MemberStatus(Member(id_, "x:1"), up, leads, 1) for id_, up, leads in members)
-    )
-
-
-def test_members_of_the_log_leave_by_the_stores_word(snapshot: Snapshot) -> None:
-    everybody = [("m1", True, True), ("m2", True, False), ("m3", False, False)]
-    assert next_removal(snapshot, status(*everybody)) == "m3"  # gone from the store, and not reachable
-    assert next_removal(snapshot, status(*everybody[:2])) == "m2"
-    assert next_removal(snapshot, status(everybody[0])) is None
-    m2 = new_node(
-        node_id="m2", number=2, role=MANAGER, hostname="h", address="h", availability=types_pb2.AVAILABILITY_ACTIVE
-    )
-    both = snapshot.with_changes([Create(m2)])
-    assert next_removal(both, status(*everybody[:2])) is None
-    leader = copy_of(both.nodes["m1"])
-    leader.spec.desired_role = WORKER
-    assert next_removal(both.with_changes([Update(leader)]), status(*everybody[:2])) == "m1"
-    assert next_removal(Snapshot(), status(*everybody)) is None
