@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from agent.node.options import Options, parse
 
-
 _M_ARENA_MAX = -8  # mallopt(3)
 
 
@@ -60,7 +59,7 @@ async def _run(options: Options) -> None:
         options,
         OciRuntime(options.state, options.run, options.cgroup_parent),
         images,
-        LinuxDataPlane(options.state, options.run),
+        lambda: LinuxDataPlane(options.state, options.run),
         clock=SystemClock(),
         rng=random.Random(),
         use_registry=images.use_registry,
@@ -79,6 +78,7 @@ def _set_up_logging(options: Options) -> None:
         handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
+    logging.getLogger("grpc").setLevel(logging.WARNING)  # a line for each call otherwise
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Daemon:
         options: Options,
         runtime: Runtime,
         images: ImageStore,
-        data_plane: DataPlane,
+        new_data_plane: Callable[[], DataPlane],
         *,
         clock: Clock,
         rng: random.Random,
@@ -57,7 +57,7 @@ class Daemon:
             options=options,
             runtime=runtime,
             images=self._metrics.counting(images),
-            data_plane=data_plane,
+            new_data_plane=new_data_plane,
             clock=clock,
             rng=rng,
             use_registry=use_registry,
@@ -68,7 +68,6 @@ class Daemon:
         self._images = ImagesService(parts.images, options.state, self._containers_of)
         self._logs = NodeAgentService(self._worker, Directories(options.state, options.run).log, clock)
         self._local = LocalNodeService(self.membership)
-        self._data_plane = data_plane
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -97,7 +96,6 @@ class Daemon:
                 endpoint.close()
             await server.stop()
             await self.membership.close()
-            await self._data_plane.stop()
 
     def _add_services(self, server: RpcServer) -> None:
         """What both the local socket and the agent port serve."""

@@ -57,7 +57,7 @@ class NodeParts:
     options: Options
     runtime: Runtime
     images: ImageStore
-    data_plane: DataPlane
+    new_data_plane: Callable[[], DataPlane]  # one for each membership: a stopped one does not start again
     clock: Clock
     rng: random.Random
     use_registry: Callable[[str], None]  # tells the image store the cluster's default registry
@@ -83,14 +83,15 @@ class Member:
         self.session = SessionClient(
             self, lambda: self.record.managers, self.tls.read, clock=parts.clock, rng=_child(parts.rng)
         )
-        self.networks = NetworkApplier(parts.data_plane, _child(parts.rng), self._networks_applied)
+        self.data_plane = parts.new_data_plane()
+        self.networks = NetworkApplier(self.data_plane, _child(parts.rng), self._networks_applied)
         self._watermark = Gate()
         cores = len(os.sched_getaffinity(0))
         self.tasks = TaskSupervisor(
             TaskHost(
                 runtime=parts.runtime,
                 images=parts.images,
-                data_plane=parts.data_plane,
+                data_plane=self.data_plane,
                 networks=self.networks,
                 records=TaskRecords(self._options.state / "tasks"),
                 sink=self,
@@ -134,6 +135,7 @@ class Member:
                 group.create_task(self._keep_certificate())
         finally:
             await self.tasks.close()
+            await self.data_plane.stop()
             if server is not None:
                 await server.stop()
 
@@ -155,7 +157,7 @@ class Member:
         """Goes on with what an earlier agent process left."""
         for wait in _BACKOFF.delays(self._parts.rng):
             try:
-                await self._parts.data_plane.start()
+                await self.data_plane.start()
                 await self.tasks.prepare_recovery()
                 break
             except SwarmError as error:

@@ -363,10 +363,8 @@ class Membership:
         await asyncio.to_thread(shutil.rmtree, self._options.run / "etc", True)
 
     async def _forget_networks(self) -> None:
-        data_plane = self._parts.data_plane
-        for task_id in await data_plane.attached():
-            await data_plane.detach(task_id)
-        await data_plane.stop(remove=True)
+        if (self._options.run / "netns").exists():  # else no data plane was ever started here
+            await self._parts.new_data_plane().stop(remove=True)
 
     async def _forget_rootfs(self) -> None:
         for task_id in await self._parts.images.mounted():
