@@ -46,9 +46,9 @@ def load(name: str, entry: Entry) -> Any:
         module = f"orchestrator.cli.commands.{module}"
     found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
-        loaded = typer.main.get_command(found)
-        loaded.name = name
-        return loaded
+        group = typer.main.get_group(found)  # unlike get_command, without flags to install completion
+        group.name = name
+        return group
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = {**CONTEXT_SETTINGS, **(entry.settings or {})}
     app.command(name, help=inspect.getdoc(found) or entry.help, context_settings=settings)(found)

@@ -28,9 +28,9 @@ GROUPS: dict[str, Group] = {
             "ls": Entry("services:ls", "List services"),
             "ps": Entry("services:ps", "List the tasks of services"),
             "inspect": Entry("services:inspect", "Show services in full"),
-            "scale": Entry("services:scale", "Set the number of replicas of services"),
+            "scale": Entry("service_scale:scale", "Set the number of replicas of services"),
             "update": Entry("service_update:update", "Change a service"),
-            "rollback": Entry("services:rollback", "Return a service to its previous revision"),
+            "rollback": Entry("service_scale:rollback", "Return a service to its previous revision"),
             "logs": Entry("service_logs:logs", "Show the output of a service or a task"),
             "rm": Entry("services:rm", "Remove services"),
         },
@@ -147,7 +147,17 @@ def _program(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit")
     ] = False,
 ) -> None:  # fmt: skip
+    # What is written on the command line beats what the environment says of the other way to name a place.
+    if _is_option(context, "host"):
+        lab, node = (lab if _is_option(context, "lab") else None), (node if _is_option(context, "node") else None)
+    elif _is_option(context, "lab") or _is_option(context, "node"):
+        host = None
     context.obj = Target(host=host, tls=tls, lab=lab, node=node)
+
+
+def _is_option(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import output, words
 from orchestrator.cli.session import Caller
+from orchestrator.cli.task_words import problem_of, task_label
 
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
@@ -116,22 +117,6 @@ def _done(task: types.Task, service: types.Service) -> bool:
         and task.desired_state == types.TASK_STATE_RUNNING
         and task.status.health in (types.HEALTH_STATE_UNSPECIFIED, types.HEALTH_STATE_HEALTHY)
     )
-
-
-def task_label(task: types.Task) -> str:
-    return f"{task.service_name}.{task.slot or task.node_id[:12]}"
-
-
-def problem_of(task: types.Task) -> str:
-    """Why a task failed, or why no node takes it; empty where all is well."""
-    if task.status.error:
-        output_line = task.status.container.last_output
-        if output_line and output_line not in task.status.error:
-            return f"{task.status.error} (last output: {words.shorten(output_line, 120)})"
-        return task.status.error
-    if task.status.state == types.TASK_STATE_PENDING and task.status.message.startswith("no suitable node"):
-        return task.status.message
-    return ""
 
 
 def wait(

@@ -11,21 +11,11 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.waiting import WaitFlags
+
 Text = str | None
 Words = list[str] | None
 Switch = bool | None
-
-
-@dataclass
-class WaitFlags:
-    """Whether and how long to wait until the service runs as it should."""
-
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return at once instead of waiting")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Wait without showing progress")] = False
-    wait_timeout: Annotated[
-        Text,
-        typer.Option("--wait-timeout", metavar="DURATION", help="Give up waiting after this time (exit code 7)"),
-    ] = None
 
 
 @dataclass

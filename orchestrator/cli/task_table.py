@@ -15,7 +15,7 @@ from orchestrator.cli.invocation import PAGE_SIZE, pages
 from orchestrator.cli.messages import as_json
 from orchestrator.cli.output import Cell, ListOptions
 from orchestrator.cli.parsing import ports
-from orchestrator.cli.progress import problem_of
+from orchestrator.cli.task_words import problem_of
 
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub

@@ -6,9 +6,7 @@ The directory is packed by a thread into a pipe while it is sent, so that it is 
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from orchestrator.cli.commands.images import CHUNK, TRANSFER_TIMEOUT, Push, chun
 from orchestrator.cli.invocation import session
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.parsing.fields import environment
+from orchestrator.cli.parsing.ignore import Ignored
 
 IGNORE_FILES = (".containerignore", ".dockerignore")
 BUILD_FILES = ("Containerfile", "Dockerfile")
@@ -151,33 +150,3 @@ def read_ignore_file(root: Path) -> list[str]:
             lines = (root / name).read_text(errors="replace").splitlines()
             return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
     return []
-
-
-class Ignored:
-    """The patterns of an ignore file: relative to the directory, `**` over any depth, `!` takes back; the last one counts."""
-
-    def __init__(self, patterns: list[str]) -> None:
-        self._patterns = [(not line.startswith("!"), _expression(line.lstrip("!"))) for line in patterns]
-        self.has_exceptions = any(not ignore for ignore, _ in self._patterns)
-
-    def covers(self, path: str) -> bool:
-        """Whether a path, or a directory that it lies in, is ignored."""
-        parts = path.split("/")
-        prefixes = ["/".join(parts[: count + 1]) for count in range(len(parts))]
-        ignored = False
-        for ignore, expression in self._patterns:
-            if any(expression.fullmatch(prefix) for prefix in prefixes):
-                ignored = ignore
-        return ignored
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A pattern as a regular expression: `*` and `?` stay within one name."""
-    words = []
-    for part in pattern.strip("/").removeprefix("./").split("/"):
-        if part == "**":
-            words.append("(?:[^/]+/)*")
-        else:
-            matched = fnmatch.translate(part).removeprefix("(?s:").removesuffix(")\\Z").removesuffix(")\\z")
-            words.append(matched.replace(".*", "[^/]*").replace("(?>[^/]*?", "(?>[^/]*?") + "/")
-    return re.compile("".join(words).removesuffix("/"))

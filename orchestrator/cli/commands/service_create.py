@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +13,9 @@ from swarm.v1 import control_pb2 as control
 from orchestrator.cli import output, progress
 from orchestrator.cli.invocation import session
 from orchestrator.cli.lazy import takes
-from orchestrator.cli.parsing.quantities import duration
-from orchestrator.cli.service_flags import CreateFlags, WaitFlags
+from orchestrator.cli.service_flags import CreateFlags
 from orchestrator.cli.service_specs import new_spec
-
-# The API asks a registry for the image's digest, which may take longer than a write takes.
-RESOLVE_TIMEOUT = 30.0
+from orchestrator.cli.waiting import RESOLVE_TIMEOUT, show_warnings, wait_seconds
 
 
 @takes(CreateFlags)
@@ -48,12 +44,6 @@ def create(
         progress.wait(managers, answer.service, quiet=options.quiet, timeout=seconds)
 
 
-def show_warnings(warnings: Iterable[str]) -> None:
-    """What the managers had to remark on a change that they made."""
-    for warning in warnings:
-        output.note(f"Warning: {warning}")
-
-
 def read_text(path: str) -> str:
     """The text of a file that a flag names."""
     try:
@@ -62,11 +52,3 @@ def read_text(path: str) -> str:
         raise InvalidArgument(f"{path} is not a text file in UTF-8") from error
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
-
-
-def wait_seconds(flags: WaitFlags) -> float | None:
-    """--wait-timeout in seconds; None: as long as it takes."""
-    if flags.wait_timeout is None:
-        return None
-    span = duration(flags.wait_timeout, "--wait-timeout")
-    return float(span.seconds) + span.nanos / 1e9

@@ -1,21 +1,16 @@
-"""`swarmctl service ls | ps | inspect | scale | rollback | rm`."""
+"""`swarmctl service ls | ps | inspect | rm`."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
-from swarm.errors import InvalidArgument, NotFound
+from swarm.errors import NotFound
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
-from orchestrator.cli import output, progress, words
-from orchestrator.cli.commands.service_create import show_warnings, wait_seconds
-from orchestrator.cli.commands.service_update import roll_back
+from orchestrator.cli import output, words
 from orchestrator.cli.invocation import (
     PAGE_SIZE,
     FilterFlag,
-    Service,
     Services,
     filters,
     for_each,
@@ -27,8 +22,6 @@ from orchestrator.cli.lazy import takes
 from orchestrator.cli.messages import as_json
 from orchestrator.cli.output import Cell, InspectOptions, ListOptions
 from orchestrator.cli.parsing import ports
-from orchestrator.cli.parsing.quantities import count
-from orchestrator.cli.service_flags import WaitFlags
 from orchestrator.cli.task_table import print_tasks
 
 COLUMNS = ("ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS")
@@ -137,54 +130,6 @@ def _network_names(managers: object) -> dict[str, str]:
 
     answer = cast(Any, managers).call(lambda stub: stub.ListNetworks, control.ListRequest(page_size=PAGE_SIZE))
     return {network.id: network.spec.name for network in answer.networks}
-
-
-@takes(WaitFlags)
-def scale(
-    context: typer.Context,
-    scales: Annotated[list[str], typer.Argument(metavar="SERVICE=REPLICAS…", help="As in web=5")],
-    *,
-    options: WaitFlags,
-) -> None:
-    """Set the number of replicas of services."""
-    wanted: dict[str, int] = {}
-    for word in scales:
-        name, equals, number = word.rpartition("=")
-        if not name or not equals:
-            raise InvalidArgument(f"{word!r} is not SERVICE=REPLICAS, as in web=5")
-        wanted[name] = count(number, f"replicas of {name}:")
-    seconds = wait_seconds(options)
-    managers = session(context).control()
-    changed: dict[str, types.Service] = {}
-
-    def scale_one(name: str) -> None:
-        # Version 0: whatever else of the service changes meanwhile, only the number is ours.
-        request = control.UpdateServiceRequest(reference=name)
-        request.spec.mode.replicated.replicas = wanted[name]
-        answer = managers.call(lambda stub: stub.UpdateService, request)
-        changed[name] = answer.service
-        show_warnings(answer.warnings)
-        output.line(f"{name} scaled to {wanted[name]}")
-
-    def wait_one(name: str) -> None:
-        progress.wait(managers, changed[name], quiet=options.quiet, timeout=seconds)
-
-    try:
-        for_each(wanted, scale_one)
-    finally:
-        if not options.detach:
-            for_each(changed, wait_one)
-
-
-@takes(WaitFlags)
-def rollback(context: typer.Context, service: Service, *, options: WaitFlags) -> None:
-    """Return a service to its previous revision."""
-    seconds = wait_seconds(options)
-    managers = session(context).control()
-    changed = roll_back(managers, service)
-    output.line(service)
-    if not options.detach:
-        progress.wait(managers, changed, rolling_back=True, quiet=options.quiet, timeout=seconds)
 
 
 def rm(context: typer.Context, services: Services) -> None:
