@@ -2,7 +2,8 @@
 
 A generator that is stepped with `anext` under timeouts or from several tasks runs each step in another task, and then the
 task groups and timeouts inside it do not work: they belong to the task that entered them. `Pumped` gives the generator one
-task from its first step to its last, and waits until each value was taken before it makes the next but one.
+task from its first step to its last. As with a plain generator, the next step begins when the next value is asked for: what
+stands after a `yield` runs once the value was dealt with.
 """
 
 from __future__ import annotations
@@ -31,21 +32,25 @@ class Pumped(Generic[T]):
 
     def __init__(self, values: AsyncIterator[T]) -> None:
         self._queue: asyncio.Queue[_Value[T] | _End] = asyncio.Queue(maxsize=1)
+        self._wanted = asyncio.Event()
         self._task = asyncio.create_task(self._run(values))
         self._end: _End | None = None
 
     async def _run(self, values: AsyncIterator[T]) -> None:
         error: Exception | None = None
         try:
+            await self._wanted.wait()
             async for value in values:
-                await self._queue.put(_Value(value))
+                self._wanted.clear()
+                self._queue.put_nowait(_Value(value))
+                await self._wanted.wait()
         except Exception as failure:  # noqa: BLE001 – raised again by who takes the values
             error = failure
         finally:
             closing = getattr(values, "aclose", None)
             if closing is not None:
                 await closing()
-        await self._queue.put(_End(error))
+        self._queue.put_nowait(_End(error))
 
     def __aiter__(self) -> Pumped[T]:
         return self
@@ -53,6 +58,8 @@ class Pumped(Generic[T]):
     async def __anext__(self) -> T:
         """The next value. Raises what the generator raised, StopAsyncIteration at its end."""
         if self._end is None:
+            if self._queue.empty():
+                self._wanted.set()
             item = await self._queue.get()
             if isinstance(item, _Value):
                 return item.value

@@ -63,3 +63,31 @@ async def test_closing_runs_the_clean_up_in_the_generators_own_task() -> None:
     await pumped.close()
     assert len(tasks) == 2
     assert tasks[0] is tasks[1]
+
+
+async def test_the_next_step_begins_when_the_next_value_is_asked_for() -> None:
+    dealt_with: list[int] = []
+
+    async def outbox() -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+            dealt_with.append(number)
+
+    async with Pumped(outbox()) as pumped:
+        assert await anext(pumped) == 0
+        await asyncio.sleep(0)
+        assert dealt_with == []
+        assert await anext(pumped) == 1
+        assert dealt_with == [0]
+
+
+async def test_closing_before_the_first_value_never_begins() -> None:
+    begun = []
+
+    async def numbers() -> AsyncIterator[int]:
+        begun.append(1)
+        yield 1
+
+    async with Pumped(numbers()):
+        await asyncio.sleep(0)
+    assert begun == []

@@ -1,0 +1,111 @@
+"""How far a service has come, by the current task of each slot."""
+
+from __future__ import annotations
+
+import pytest
+from swarm.v1 import types_pb2
+
+from orchestrator.api.progress import has_converged, progress, summarize
+from orchestrator.store import Create, Snapshot
+from tests.unit.api.support import web
+
+RUNNING, SHUTDOWN = types_pb2.TASK_STATE_RUNNING, types_pb2.TASK_STATE_SHUTDOWN
+
+
+def service(replicas: int = 2) -> types_pb2.Service:
+    return types_pb2.Service(id="s", spec=web(replicas=replicas), revision_id="r2")
+
+
+def task(
+    id_: str,
+    slot: int,
+    state: types_pb2.TaskState.ValueType = RUNNING,
+    *,
+    desired: types_pb2.TaskState.ValueType = RUNNING,
+    revision: str = "r2",
+    health: types_pb2.HealthState.ValueType = types_pb2.HEALTH_STATE_UNSPECIFIED,
+    node: str = "",
+) -> types_pb2.Task:
+    return types_pb2.Task(
+        id=id_,
+        service_id="s",
+        slot=slot,
+        node_id=node,
+        revision_id=revision,
+        desired_state=desired,
+        status=types_pb2.TaskStatus(state=state, health=health),
+    )
+
+
+def snapshot(subject: types_pb2.Service, *objects: types_pb2.Task | types_pb2.Node) -> Snapshot:
+    return Snapshot().with_changes([Create(subject), *(Create(obj) for obj in objects)])
+
+
+def test_all_slots_running_is_converged() -> None:
+    state = snapshot(service(), task("a", 1), task("b", 2))
+    assert has_converged(state, service())
+    summary = summarize(state, service())
+    assert (summary.desired, summary.running, summary.healthy) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [task("a", 1)],
+        [task("a", 1), task("b", 2, types_pb2.TASK_STATE_STARTING)],
+        [task("a", 1), task("b", 2, revision="r1")],
+        [task("a", 1), task("b", 2, health=types_pb2.HEALTH_STATE_STARTING)],
+        [task("a", 1), task("b", 2, desired=SHUTDOWN)],
+        [task("a", 1), task("b", 2), task("c", 3)],  # one too many
+        [task("a", 1), task("b", 2, types_pb2.TASK_STATE_FAILED)],
+    ],
+)
+def test_anything_less_is_not(tasks: list[types_pb2.Task]) -> None:
+    assert not has_converged(snapshot(service(), *tasks), service())
+
+
+def test_an_update_under_way_is_not_converged() -> None:
+    subject = service()
+    subject.update_status.state = types_pb2.UPDATE_STATE_UPDATING
+    assert not has_converged(snapshot(subject, task("a", 1), task("b", 2)), subject)
+
+
+def test_no_replicas_are_there_as_soon_as_none_is_wanted() -> None:
+    assert has_converged(snapshot(service(0), task("a", 1, desired=SHUTDOWN)), service(0))
+
+
+def test_a_slot_is_shown_by_its_newest_wanted_task_and_by_its_last_failure() -> None:
+    state = snapshot(
+        service(),
+        task("old", 1, desired=SHUTDOWN),
+        task("new", 1, types_pb2.TASK_STATE_PREPARING),
+        task("dead", 2, types_pb2.TASK_STATE_REJECTED, desired=SHUTDOWN),
+        task("gone", 3, types_pb2.TASK_STATE_SHUTDOWN, desired=SHUTDOWN),
+    )
+    assert [entry.id for entry in progress(state, service()).tasks] == ["new", "dead"]
+
+
+def node(id_: str, **fields: object) -> types_pb2.Node:
+    made = types_pb2.Node(id=id_, status=types_pb2.NodeStatus(state=types_pb2.NODE_STATE_READY))
+    for key, value in fields.items():
+        setattr(made.status if key == "state" else made.spec, key, value)
+    return made
+
+
+def test_a_global_service_wants_a_task_on_each_node_that_qualifies() -> None:
+    subject = service()
+    getattr(subject.spec.mode, "global").SetInParent()
+    subject.spec.task.placement.constraints.append("node.id != n9")
+    nodes = [
+        node("n1"),
+        node("n2"),
+        node("n3", availability=types_pb2.AVAILABILITY_DRAIN),
+        node("n4", state=types_pb2.NODE_STATE_DOWN),
+        node("n9"),
+    ]
+    state = snapshot(subject, *nodes, task("a", 0, node="n1"))
+    assert summarize(state, subject).desired == 2
+    assert not has_converged(state, subject)
+    state = snapshot(subject, *nodes, task("a", 0, node="n1"), task("b", 0, node="n2"), task("c", 0, node="n4"))
+    assert has_converged(state, subject)
+    assert not has_converged(snapshot(subject, *nodes), subject)
