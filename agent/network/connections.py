@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.network.netlink import (
     GONE,
@@ -89,7 +90,9 @@ def _address(family: int, data: bytes) -> str:
 
 def forget_udp(backends: Set[str]) -> int:
     """Forgets the UDP flows that lead to one of `backends` by translation; says how many."""
-    requests = []
+    requests: list[Request] = []
+    if not _has_flows():
+        return 0
     with NetlinkSocket(NETLINK_NETFILTER) as netlink:
         for body in netlink.dump(_CT_GET, _NFGENMSG):
             found = attributes(body[4:])
@@ -103,6 +106,14 @@ def forget_udp(backends: Set[str]) -> int:
                 requests.append(Request(_CT_DELETE, 0, payload, "forget a UDP flow", GONE))
         netlink.execute(requests)
     return len(requests)
+
+
+def _has_flows() -> bool:
+    """Whether conntrack holds anything for this namespace: listing walks the table of the whole machine, milliseconds each."""
+    try:
+        return Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text().strip() != "0"
+    except OSError:
+        return True
 
 
 def _tuple(data: bytes) -> tuple[int, str, str]:

@@ -47,9 +47,11 @@ def our_links() -> list[Link]:
 
 
 def prepare() -> None:
-    """What every host needs before its first overlay: forwarding."""
-    with contextlib.suppress(FileNotFoundError):
-        write_sysctl("net.ipv4.ip_forward", "1")
+    """What every host needs before its first overlay: forwarding, and frames that pass a bridge without passing the host's
+    packet filter. With the latter, a firewall that drops forwarded packets cuts every overlay (Docker installs one and turns
+    that on), and a container could not reach itself through a port of its host."""
+    write_sysctl("net.ipv4.ip_forward", "1")
+    _set_where_present("net.bridge.bridge-nf-call-iptables", "0")
 
 
 def read(expected: Iterable[Overlay]) -> HostState:
@@ -147,12 +149,12 @@ def _realise(netlink: NetlinkSocket, overlay: Overlay, links: dict[str, Link]) -
     # A tunnel device cannot change its end; made anew it costs the network a moment, and happens when addresses change.
     if tunnel in links:
         remove_links(netlink, [links[tunnel].index])
-    netlink.execute([rtnetlink.add_bridge(bridge, overlay.mac, overlay.mtu, alias)])
+    netlink.execute([rtnetlink.add_bridge(bridge, overlay.mac, overlay.mtu), rtnetlink.set_alias(bridge, alias)])
     index = socket.if_nametoindex(bridge)
-    _set_interface(f"net.ipv6.conf.{bridge}.disable_ipv6", "1")
+    _set_where_present(f"net.ipv6.conf.{bridge}.disable_ipv6", "1")
     if overlay.gateway:
         # Lets the host's own 127.0.0.1 reach a published port; host_rules keeps containers from using it.
-        _set_interface(f"net.ipv4.conf.{bridge}.route_localnet", "1")
+        _set_where_present(f"net.ipv4.conf.{bridge}.route_localnet", "1")
     requests: list[Request] = [
         *(
             rtnetlink.delete_address(index, cidr, bridge)
@@ -167,18 +169,18 @@ def _realise(netlink: NetlinkSocket, overlay: Overlay, links: dict[str, Link]) -
             port=names.VXLAN_PORT,
             mtu=overlay.mtu,
             master=index,
-            alias=alias,
         ),
+        rtnetlink.set_alias(tunnel, alias),
     ]
     if overlay.gateway:
         requests.append(rtnetlink.add_address(index, overlay.gateway, bridge))
     netlink.execute(requests)
-    _set_interface(f"net.ipv6.conf.{tunnel}.disable_ipv6", "1")
+    _set_where_present(f"net.ipv6.conf.{tunnel}.disable_ipv6", "1")
     netlink.execute([rtnetlink.set_learning(socket.if_nametoindex(tunnel), tunnel, False)])
 
 
-def _set_interface(name: str, value: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+def _set_where_present(name: str, value: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6, without br_netfilter
         write_sysctl(name, value)
 
 

@@ -80,7 +80,7 @@ class Nft:
 class NftContexts:
     """Opens contexts and closes them apart from whoever used them. `close` when done."""
 
-    def __init__(self, limit: int = 8) -> None:
+    def __init__(self, limit: int = 12) -> None:
         self._slots = threading.BoundedSemaphore(limit)
         self._closers = ThreadPoolExecutor(8, thread_name_prefix="nft-close")
 

@@ -61,7 +61,7 @@ class LinuxDataPlane:
         self._resolv_conf_path = resolv_conf_path
         self._threads = NamespaceThreads()
         self._tools = Tools(self._threads, NftContexts())
-        self._resolver = ResolverClient(run_dir, state_dir / "logs" / "resolver.log")
+        self._resolver = ResolverClient(run_dir, state_dir / "logs" / "resolver.log", resolv_conf_path)
         self._attached: dict[str, Attached] = {}
         self._building: set[str] = set()
         self._view: NetworkView | None = None

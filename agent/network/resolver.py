@@ -117,11 +117,11 @@ def _listen(threads: NamespaceThreads, namespace: Path) -> tuple[socket.socket, 
 class Resolver:
     """Everything that is known, and the conversation with the agent."""
 
-    def __init__(self, run_dir: Path, rng: random.Random) -> None:
+    def __init__(self, run_dir: Path, resolv_conf: Path, rng: random.Random) -> None:
         self._run_dir = run_dir
         self._rng = rng
         self._threads = NamespaceThreads(1)
-        self._host = HostResolvers()
+        self._host = HostResolvers(resolv_conf)
         self._networks: dict[str, NetworkNames] = {}
         self._described: dict[str, Message] = {}  # networks as the agent sent them
         self._containers: dict[str, Container] = {}
@@ -161,8 +161,10 @@ class Resolver:
         async with self._updating:
             networks: dict[str, Message | None] = message.get("networks", {})
             containers: dict[str, Message | None] = message.get("containers", {})
-            if message.get("complete"):
+            complete = message.get("complete", ())
+            if "networks" in complete:
                 networks = {**dict.fromkeys(self._described), **networks}
+            if "containers" in complete:
                 containers = {**dict.fromkeys(self._containers), **containers}
             for network_id, record in networks.items():
                 self._forget_network(network_id)
@@ -249,7 +251,7 @@ def _network_names(record: Message) -> NetworkNames:
     return NetworkNames(record["name"], ipaddress.IPv4Network(record["subnet"]), record["names"], record["reverse"])
 
 
-async def serve(run_dir: Path) -> int:
+async def serve(run_dir: Path, resolv_conf: Path) -> int:
     """Runs until a signal or the agent's `stop`. One process a run directory: the second ends at once."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / PID).open("a+") as pid_file:
@@ -261,7 +263,7 @@ async def serve(run_dir: Path) -> int:
         pid_file.truncate(0)
         pid_file.write(f"{os.getpid()}\n")
         pid_file.flush()
-        resolver = Resolver(run_dir, random.Random())
+        resolver = Resolver(run_dir, resolv_conf, random.Random())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, resolver.stopping.set)
@@ -287,9 +289,10 @@ def _say_ready() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="swarm-resolver", description="DNS inside the containers of this host.")
     parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--resolv-conf", type=Path, default=Path("/etc/resolv.conf"), help="names the servers to ask")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    sys.exit(asyncio.run(serve(options.run_dir)))
+    sys.exit(asyncio.run(serve(options.run_dir, options.resolv_conf)))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,11 @@ log = logging.getLogger(__name__)
 class ResolverClient:
     """One resolver. `update` may be called at any time; calls are carried out in turn."""
 
-    def __init__(self, run_dir: Path, log_path: Path) -> None:
+    def __init__(self, run_dir: Path, log_path: Path, resolv_conf: Path) -> None:
         self._run_dir = run_dir
         self._log_path = log_path
+        self._resolv_conf = resolv_conf  # of the host: whom the resolver asks
+        self._networks_known = False  # before the first view those that the resolver kept must stay
         self._lock = asyncio.Lock()
         self._connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._networks: dict[str, Record] = {}
@@ -51,6 +53,10 @@ class ResolverClient:
 
     async def set_networks(self, networks: Mapping[str, Record]) -> None:
         self._wanted_networks = dict(networks)
+        if not self._networks_known:
+            self._networks_known = True
+            async with self._lock:
+                await self._ask(self._everything())
         await self._tell()
 
     async def set_container(self, container_id: str, container: Message | None) -> None:
@@ -127,14 +133,18 @@ class ResolverClient:
                 await self._open()
             except OSError as error:
                 raise Unavailable(f"the resolver of {self._run_dir} does not answer: {error}") from error
-        message: Message = {"op": "update", "complete": True}
-        message |= {"networks": dict(self._wanted_networks), "containers": dict(self._wanted_containers)}
         try:
-            reply = await self._exchange(message)
+            reply = await self._exchange(self._everything())
         except (OSError, ValueError) as error:
             raise Unavailable(f"the resolver of {self._run_dir} does not answer: {error}") from error
         self._networks, self._containers = {}, {}
         self._told(self._wanted_networks, self._wanted_containers, reply)
+
+    def _everything(self) -> Message:
+        message: Message = {"op": "update", "complete": ["containers"], "containers": dict(self._wanted_containers)}
+        if self._networks_known:
+            message |= {"complete": ["containers", "networks"], "networks": dict(self._wanted_networks)}
+        return message
 
     async def _open(self) -> None:
         async with asyncio.timeout(REPLY_SECONDS):
@@ -150,7 +160,7 @@ class ResolverClient:
         await self._end(signal.SIGTERM)
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._process, answers = _spawn(self._run_dir, self._log_path)
+        self._process, answers = _spawn(self._run_dir, self._log_path, self._resolv_conf)
         try:
             async with asyncio.timeout(START_SECONDS):
                 ready = await _first_line(answers)
@@ -188,14 +198,17 @@ class ResolverClient:
             self._disconnect()
 
 
-def _spawn(run_dir: Path, log_path: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(run_dir: Path, log_path: Path, resolv_conf: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Starts the process, and the descriptor where it says that it is ready. Not one of asyncio's subprocesses: those are
     killed when the event loop ends, and this one must stay."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         with log_path.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "agent.network.resolver", "--run-dir", str(run_dir.absolute())],
+                [
+                    *(sys.executable, "-m", "agent.network.resolver"),
+                    *("--run-dir", str(run_dir.absolute()), "--resolv-conf", str(resolv_conf.absolute())),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
                 stderr=output,

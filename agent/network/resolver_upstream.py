@@ -20,7 +20,7 @@ OURSELVES = "127.0.0.11"
 class HostResolvers:
     """The name servers of the host's resolv.conf, read again when the file changes."""
 
-    def __init__(self, path: Path = Path("/etc/resolv.conf")) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: tuple[int, int] | None = None
         self._servers: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """What the agent and the resolver say to each other over `RUN/resolver.sock`: JSON messages behind their length.
 
-A request is {"op": "ping" | "update" | "stop"}. An update carries `networks` and `containers` by id (null removes) and, with
-`complete`, replaces everything. Saying a thing twice changes nothing.
+A request is {"op": "ping" | "update" | "stop"}. An update carries `networks` and `containers` by id (null removes); the kinds
+that `complete` names are replaced as a whole. Saying a thing twice changes nothing.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ NDA_DST, NDA_LLADDR = 1, 2
 NUD_REACHABLE, NUD_NOARP, NUD_PERMANENT = 0x02, 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 
-IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NOPREFIXROUTE = 1, 2, 8, 0x200
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST = 254, 4, 1
 FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 6, 10, 15, 16
@@ -96,14 +96,13 @@ def _link(index: int = 0, *, up: bool | None = None, family: int = 0) -> bytes:
     return _IFINFO.pack(family, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP)
 
 
-def add_bridge(name: str, mac: str, mtu: int, alias: str) -> Request:
+def add_bridge(name: str, mac: str, mtu: int) -> Request:
     info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "bridge"))
     payload = _link() + text(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac_bytes(mac)) + u32(IFLA_MTU, mtu) + info
-    payload += text(IFLA_IFALIAS, alias)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create the bridge {name}", EXISTS)
 
 
-def add_vxlan(name: str, *, vni: int, local: str, port: int, mtu: int, master: int, alias: str) -> Request:
+def add_vxlan(name: str, *, vni: int, local: str, port: int, mtu: int, master: int) -> Request:
     """A VXLAN device that learns nothing, answers ARP from its neighbour table, and carries UDP checksums."""
     data = [
         u32(IFLA_VXLAN_ID, vni),
@@ -116,11 +115,10 @@ def add_vxlan(name: str, *, vni: int, local: str, port: int, mtu: int, master: i
         data.append(attribute(IFLA_VXLAN_LOCAL, socket.inet_aton(local)))
     info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vxlan"), nested(IFLA_INFO_DATA, *data))
     payload = _link(up=True) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu) + u32(IFLA_MASTER, master) + info
-    payload += text(IFLA_IFALIAS, alias)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create the tunnel device {name} (VNI {vni})")
 
 
-def add_veth(name: str, *, peer: str, peer_mac: str, peer_namespace: int, mtu: int, master: int, alias: str) -> Request:
+def add_veth(name: str, *, peer: str, peer_mac: str, peer_namespace: int, mtu: int, master: int) -> Request:
     """A pair: `name` here, up, a port of the bridge `master`; `peer` in the namespace of that descriptor, still down (the
     kernel refuses to start it before the pair is complete)."""
     inner = _link() + text(IFLA_IFNAME, peer) + attribute(IFLA_ADDRESS, mac_bytes(peer_mac)) + u32(IFLA_MTU, mtu)
@@ -128,7 +126,6 @@ def add_veth(name: str, *, peer: str, peer_mac: str, peer_namespace: int, mtu: i
     data = nested(IFLA_INFO_DATA, nested(VETH_INFO_PEER, inner))
     info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "veth"), data)
     payload = _link(up=True) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu) + u32(IFLA_MASTER, master) + info
-    payload += text(IFLA_IFALIAS, alias)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, payload, f"create the interface {name}")
 
 
@@ -149,8 +146,10 @@ def set_learning(index: int, name: str, learning: bool) -> Request:
     return Request(RTM_SETLINK, 0, payload, f"set up the bridge port {name}")
 
 
-def delete_link(index: int, name: str) -> Request:
-    return Request(RTM_DELLINK, 0, _link(index), f"remove the interface {name}", GONE)
+def set_alias(name: str, alias: str) -> Request:
+    """Marks an interface (the kernel ignores an alias where an interface is created)."""
+    payload = _link() + text(IFLA_IFNAME, name) + text(IFLA_IFALIAS, alias)
+    return Request(RTM_SETLINK, 0, payload, f"mark the interface {name}")
 
 
 def delete_group(group: int) -> Request:
@@ -165,25 +164,37 @@ def _address(index: int, cidr: str) -> bytes:
     return head + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
 
 
-def add_address(index: int, cidr: str, name: str) -> Request:
+def add_address(index: int, cidr: str, name: str, *, route: bool = True) -> Request:
+    """Gives an interface an address. Without `route` the subnet's route is left to the caller."""
     what = f"give {name} the address {cidr}"
-    return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(index, cidr), what, EXISTS)
+    payload = _address(index, cidr) + (b"" if route else u32(IFA_FLAGS, IFA_F_NOPREFIXROUTE))
+    return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, payload, what, EXISTS)
 
 
 def delete_address(index: int, cidr: str, name: str) -> Request:
     return Request(RTM_DELADDR, 0, _address(index, cidr), f"take the address {cidr} from {name}", GONE)
 
 
-def add_route(destination: str, *, gateway: str, index: int, table: int = RT_TABLE_MAIN, priority: int = 0) -> Request:
-    """A route; `destination` is a CIDR or empty for the default route."""
+def add_route(
+    destination: str,
+    *,
+    index: int,
+    gateway: str = "",
+    source: str = "",
+    table: int = RT_TABLE_MAIN,
+    priority: int = 0,
+) -> Request:
+    """A route; `destination` is a CIDR or empty for the default route, `source` the address that the route suggests."""
     length = 0
     tail = b""
     if destination:
-        network = ipaddress.IPv4Network(destination)
+        network = ipaddress.IPv4Network(destination, strict=False)
         length = network.prefixlen
         tail = attribute(RTA_DST, network.network_address.packed)
     if gateway:
         tail += attribute(RTA_GATEWAY, socket.inet_aton(gateway))
+    if source:
+        tail += attribute(RTA_PREFSRC, socket.inet_aton(source))
     tail += u32(RTA_OIF, index) + u32(RTA_TABLE, table)
     if priority:
         tail += u32(RTA_PRIORITY, priority)

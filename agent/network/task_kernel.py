@@ -89,18 +89,16 @@ def _join(path: Path, interfaces: Iterable[Interface]) -> None:
     namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with NetlinkSocket() as outer:
-            outer.execute(
-                rtnetlink.add_veth(
+            for interface in interfaces:
+                pair = rtnetlink.add_veth(
                     interface.port,
                     peer=interface.name,
                     peer_mac=interface.mac,
                     peer_namespace=namespace,
                     mtu=interface.mtu,
                     master=socket.if_nametoindex(interface.bridge),
-                    alias=port_alias(path.name),
                 )
-                for interface in interfaces
-            )
+                outer.execute([pair, rtnetlink.set_alias(interface.port, port_alias(path.name))])
         for interface in interfaces:
             with contextlib.suppress(FileNotFoundError):
                 write_sysctl(f"net.ipv6.conf.{interface.port}.disable_ipv6", "1")
@@ -113,7 +111,12 @@ def _inner_requests(wiring: Wiring, links: Mapping[str, int]) -> Iterable[Reques
     for interface in wiring.interfaces:
         index = links[interface.name]
         yield rtnetlink.set_link(index, f"start {interface.name}", up=True)
-        yield rtnetlink.add_address(index, interface.cidr, interface.name)
+        if interface.ingress and wiring.primary is not None:
+            # Whatever arrives here is led to the primary address (task_rules): answers to neighbours must come from it too.
+            yield rtnetlink.add_address(index, interface.cidr, interface.name, route=False)
+            yield rtnetlink.add_route(interface.cidr, index=index, source=wiring.primary.address)
+        else:
+            yield rtnetlink.add_address(index, interface.cidr, interface.name)
     leading = wiring.default_route
     if leading is not None:
         priority = LAST_RESORT_PRIORITY if leading.ingress else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import os
 import pickle
 import secrets
@@ -19,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+from swarm import names
+from swarm.v1 import dispatcher_pb2 as dispatcher
+from swarm.v1 import types_pb2 as types
 
 from agent.network import namespaces
 from agent.network.interface import ContainerNetwork, HostPort, NetworkView, OverlayView
 from agent.network.namespaces import NamespaceThreads
 from agent.network.resolver_client import running_resolver
-from swarm import names
-from swarm.v1 import dispatcher_pb2 as dispatcher
-from swarm.v1 import types_pb2 as types
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
@@ -198,7 +200,7 @@ class Lab:
             await asyncio.to_thread(server.join, WAIT)
         self.threads.close()
         for namespace in [*(host.namespace for host in self.hosts), self.outside.name, f"{self.prefix}sw"]:
-            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+            await asyncio.to_thread(namespaces.delete, Path("/run/netns") / namespace)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------ cluster state
@@ -404,10 +406,15 @@ class Lab:
         return await self.threads.run(self._open, path, job)
 
 
-def _nth(subnet: str, offset: int) -> object:
-    import ipaddress
-
+def _nth(subnet: str, offset: int) -> ipaddress.IPv4Address:
     return ipaddress.IPv4Network(subnet)[offset]
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+    """Waits until something that no event announces has come true."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager
