@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -129,8 +130,11 @@ class Buildah:
     ) -> AsyncIterator[str]:
         """What it prints, line by line. Leaving the iteration ends the program with all its children."""
         arguments = ["buildah", *self._global_options(driver), *words]
-        environment = {**os.environ, "TMPDIR": str(self.temporary), "BUILDAH_ISOLATION": "chroot", "LC_ALL": "C"}
+        # its own, so that what it leaves when it is killed can be removed
+        temporary = self.temporary / uuid.uuid4().hex
+        environment = {**os.environ, "TMPDIR": str(temporary), "BUILDAH_ISOLATION": "chroot", "LC_ALL": "C"}
         try:
+            temporary.mkdir(mode=0o700)
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -140,7 +144,10 @@ class Buildah:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
+            temporary.rmdir()
             raise missing_program(arguments[0]) from error
+        except OSError as error:
+            raise explain(subject, f"{temporary}: {error.strerror}") from error
         queue: asyncio.Queue[str | None] = asyncio.Queue(1000)
         complaints: list[str] = []
 
@@ -179,6 +186,7 @@ class Buildah:
             for task in pumps:
                 task.cancel()
             await asyncio.shield(kill_group(process))
+            shutil.rmtree(temporary, ignore_errors=True)
         if code != 0:
             raise explain(subject, "\n".join(complaints))
 

@@ -90,6 +90,13 @@ class Layers:
         except (OSError, ValueError) as error:
             raise InternalError(f"the image {image_id[:12]} is damaged; remove and pull it again: {error}") from error
 
+    def working_containers(self) -> bool:
+        """Whether builds are under way, or were killed: each step of a build is a container of the store."""
+        try:
+            return bool(json.loads((self.root / f"{self.driver}-containers" / "containers.json").read_bytes() or b"[]"))
+        except FileNotFoundError:
+            return False
+
     def stored(self) -> list[StoredImage]:
         sizes = self._sizes()
         return [

@@ -60,7 +60,9 @@ class RootFilesystems:
             # the root directory itself is the upper one's, so it takes over owner and mode
             top = (self._layers.root / "overlay" / lower[0]).stat()
             os.chown(place / "upper", top.st_uid, top.st_gid)
-            (place / "upper").chmod(top.st_mode & 0o7777)
+            mode = top.st_mode & 0o7777
+            # the store's own default, where the image says nothing; other engines show 755
+            (place / "upper").chmod(0o755 if mode == 0o555 else mode)
         else:
             (place / "empty").mkdir(exist_ok=True)
             lower = [str(place / "empty")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import shutil
 import tempfile
 import uuid
@@ -26,6 +27,11 @@ from agent.images.interface import Image, StoredImage
 from agent.images.layers import Layers, Record
 from agent.images.reference import Reference, image_id, parse
 from agent.images.rootfs import RootFilesystems, choose_driver
+
+log = logging.getLogger(__name__)
+
+# The name of an image that people removed while containers stand on it; they do not see it.
+_KEPT = "localhost/swarm-kept/"
 
 
 class BuildahImages:
@@ -49,6 +55,7 @@ class BuildahImages:
         self._waiting: dict[tuple[str, str], int] = {}
         # Between choosing an image and recording that a container stands on it, no image may be removed.
         self._standing = asyncio.Lock()
+        self._builds = 0
 
     def use_registry(self, name: str) -> None:
         """Sets the default registry: where short names belong."""
@@ -120,8 +127,21 @@ class BuildahImages:
             return await filesystems.mount(container_id, record)
 
     async def unmount(self, container_id: str) -> None:
-        _, filesystems = await self._open()
+        layers, filesystems = await self._open()
         await filesystems.unmount(container_id)
+        for record in layers.records():
+            if record.names and all(name.startswith(_KEPT) for name in record.names):
+                await self._remove_kept(layers, filesystems, record)
+
+    async def _remove_kept(self, layers: Layers, filesystems: RootFilesystems, record: Record) -> None:
+        """An image that was removed while containers stood on it goes with the last of them."""
+        async with self._standing:
+            if filesystems.image_users().get(record.id) or layers.by_id(record.id) is None:
+                return
+            try:
+                await self._buildah.run(layers.driver, ["rmi", "--force", record.id], f"image {record.id[:12]}")
+            except SwarmError as error:
+                log.warning("a removed image stays on the disk: %s", error)
 
     async def mounted(self) -> set[str]:
         _, filesystems = await self._open()
@@ -195,9 +215,23 @@ class BuildahImages:
         with self._scratch() as scratch:
             id_file = scratch / "id"
             words += ["--iidfile", str(id_file), str(context)]
-            async for line in self._buildah.lines(layers.driver, words, subject, timeout=BUILD_TIMEOUT):
-                yield line
+            self._builds += 1
+            try:
+                async for line in self._buildah.lines(layers.driver, words, subject, timeout=BUILD_TIMEOUT):
+                    yield line
+            finally:
+                self._builds -= 1
+                await asyncio.shield(self._remove_unfinished(layers))
             yield id_file.read_text().strip()
+
+    async def _remove_unfinished(self, layers: Layers) -> None:
+        """What a build that was killed left in the store, with its mounts; not while others are under way."""
+        if self._builds or not layers.working_containers():
+            return
+        try:
+            await self._buildah.run(layers.driver, ["rm", "--all"], "what an unfinished build left")
+        except SwarmError as error:
+            log.warning("%s", error)
 
     def _base_image_options(self) -> list[str]:
         """A build pulls from wherever its instructions say; the certificates serve the default registry among them."""
@@ -210,7 +244,7 @@ class BuildahImages:
 
     async def images(self) -> list[StoredImage]:
         layers, _ = await self._open()
-        return [image for image in layers.stored() if image.names]
+        return [image for image in layers.stored() if image.names and not image.names[0].startswith(_KEPT)]
 
     async def remove(self, reference: str, *, force: bool) -> str:
         """Removes a name, and the image with its last name; by id all names. Returns the image's id.
@@ -222,18 +256,19 @@ class BuildahImages:
         async with self._standing:
             record, names = self._names_to_remove(layers, reference, force)
             users = filesystems.image_users().get(record.id, set())
-            last = set(record.names) <= set(names)
+            last = {name for name in record.names if not name.startswith(_KEPT)} <= set(names)
             if users and last and not force:
                 raise InUse(
                     f"image {reference} is in use by {len(users)} container(s) on this node ({', '.join(sorted(users)[:3])}); "
                     "remove their service first, or use --force to remove only its name"
                 )
             if users and last:
-                await self._untag(layers, record, names)
-            elif last:
-                await self._buildah.run(layers.driver, ["rmi", "--force", record.id], f"image {reference}")
-            else:
-                await self._untag(layers, record, names)
+                await self._buildah.run(layers.driver, ["tag", record.id, f"{_KEPT}{record.id}"], f"image {reference}")
+                last = False
+            # by its names one after the other, or with the last of them the image itself
+            words = ["rmi", "--force", record.id] if last else ["rmi", *names]
+            if last or names:
+                await self._buildah.run(layers.driver, words, f"image {reference}")
             return f"sha256:{record.id}"
 
     def _names_to_remove(self, layers: Layers, reference: str, force: bool) -> tuple[Record, list[str]]:
@@ -244,7 +279,7 @@ class BuildahImages:
                 raise InUse(
                     f"image {reference} has several names: {', '.join(record.names)}; remove them by name, or use --force"
                 )
-            return record, list(record.names)
+            return record, [name for name in record.names if not name.startswith(_KEPT)]
         wanted = self._reference(reference)
         record = _find(layers, wanted)
         if record is None:
@@ -255,10 +290,6 @@ class BuildahImages:
         if all(name.startswith(f"{wanted.name}@") for name in left):
             names = list(record.names)
         return record, names
-
-    async def _untag(self, layers: Layers, record: Record, names: list[str]) -> None:
-        if names:
-            await self._buildah.run(layers.driver, ["untag", record.id, *names], f"image {names[0]}")
 
     async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str:
         """An image of one layer from a root filesystem as tar; `changes` are instructions as `CMD ["sh"]`. Returns its id."""
