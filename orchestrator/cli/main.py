@@ -18,6 +18,9 @@ import typer
 from orchestrator.cli.lazy import CONTEXT_SETTINGS, REST_IS_COMMAND, Entry, Group, LazyGroup, lazy_group
 from orchestrator.cli.target import Target
 
+# gRPC's own lines on stderr would mix with ours; read when it is imported, wherever that happens first.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 EXIT_INTERNAL, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 GROUPS: dict[str, Group] = {

@@ -11,7 +11,7 @@ from swarm.v1 import types_pb2 as types
 from orchestrator.cli import words
 from orchestrator.cli.messages import rfc3339
 
-_WIDTH = 18
+_WIDTH = 20
 
 
 def _field(name: str, value: str, indent: int = 0) -> str:

@@ -59,9 +59,10 @@ def new_spec(
     container.mounts.extend(fields.mount(text) for text in flags.mount or ())
     container.groups.extend(flags.group or ())
     container.hosts.extend(fields.host(text) for text in flags.host or ())
-    container.dns.nameservers.extend(flags.dns or ())
-    container.dns.search.extend(flags.dns_search or ())
-    container.dns.options.extend(flags.dns_option or ())
+    if flags.dns or flags.dns_search or flags.dns_option:
+        container.dns.nameservers.extend(flags.dns or ())
+        container.dns.search.extend(flags.dns_search or ())
+        container.dns.options.extend(flags.dns_option or ())
     container.capabilities_add.extend(fields.capability(text, "--cap-add") for text in flags.cap_add or ())
     container.capabilities_drop.extend(fields.capability(text, "--cap-drop") for text in flags.cap_drop or ())
     container.sysctls.update(fields.assignments(flags.sysctl or (), "--sysctl"))

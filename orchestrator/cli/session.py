@@ -10,7 +10,6 @@ gRPC is imported here and nowhere else in the command line.
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import time
@@ -18,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on stderr would mix with ours
 
 import grpc
 from swarm.channels import open_blocking_channel, open_blocking_local

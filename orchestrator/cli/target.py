@@ -40,7 +40,7 @@ class Places:
     control: tuple[Endpoint, ...]
     daemons: tuple[Endpoint, ...]
     lab: str = ""
-    remote: bool = False  # named by --host
+    remote: bool = False  # over the network
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _named(host: str, tls: str | None) -> Places:
             return _host(str(path), path)
         daemon = path.with_name(NODE_SOCKET)
         daemons = (Endpoint(str(daemon), str(daemon)),) if daemon.exists() else ()
-        return Places((Endpoint(str(path), str(path)),), daemons, remote=True)
+        return Places((Endpoint(str(path), str(path)),), daemons)
     if host.startswith("/"):
         return _named(f"unix://{host}", tls)
     if not tls:

@@ -241,7 +241,7 @@ def rm(
     managers = session(context).control()
 
     def remove(reference: str) -> None:
-        request = control.RemoveNodeRequest(reference=reference, force=force)
+        request = control.RemoveNodeRequest(reference=_resolve_self(managers, reference), force=force)
         managers.call(lambda stub: stub.RemoveNode, request)
         output.line(reference)
 

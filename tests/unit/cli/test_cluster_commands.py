@@ -105,7 +105,7 @@ def test_node_ps_of_itself_and_rm(script: Script, swarmctl: Run) -> None:
 def test_node_inspect(script: Script, swarmctl: Run) -> None:
     script.answers["GetNode"] = control.GetNodeResponse(node=host("w1"))
     assert json.loads(swarmctl("node", "inspect", "w1").out)[0]["status"]["state"] == "ready"
-    assert " State:            Ready" in swarmctl("node", "inspect", "--pretty", "w1").lines
+    assert " State:              Ready" in swarmctl("node", "inspect", "--pretty", "w1").lines
 
 
 def test_networks(script: Script, swarmctl: Run) -> None:
@@ -129,7 +129,7 @@ def test_networks(script: Script, swarmctl: Run) -> None:
     task.attachments.add(network_id="netnetnetnet1", address="10.9.0.5/24")
     script.answers["GetNetwork"] = control.GetNetworkResponse(network=network, tasks=[task])
     assert json.loads(swarmctl("network", "inspect", "backend").out)[0]["network"]["vni"] == 7
-    assert " web.1:            10.9.0.5/24" in swarmctl("network", "inspect", "--pretty", "backend").lines
+    assert " web.1:              10.9.0.5/24" in swarmctl("network", "inspect", "--pretty", "backend").lines
     script.answers["RemoveNetwork"] = control.RemoveResponse()
     assert swarmctl("network", "rm", "backend").out == "backend\n"
     assert script.only("RemoveNetwork").request_id

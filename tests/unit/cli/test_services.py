@@ -329,9 +329,9 @@ def test_inspect_pretty(script: Script, swarmctl: Run) -> None:
     script.answers["ListNetworks"] = control.ListNetworksResponse(networks=[network])
     result = swarmctl("service", "inspect", "--pretty", "web")
     for line in (
-        "Name:              web", "Mode:              Replicated", " Replicas:         3", " Image:            nginx:1",
-        " Limit:            64MiB", "Networks:          backend", "Virtual IP:        10.0.0.2 (backend)",
-        "Port:              8080 -> 80/tcp (ingress)",
+        "Name:                web", "Mode:                Replicated", " Replicas:           3", " Image:              nginx:1",
+        " Limit:              64MiB", "Networks:            backend", "Virtual IP:          10.0.0.2 (backend)",
+        "Port:                8080 -> 80/tcp (ingress)",
     ):  # fmt: skip
         assert line in result.lines
 
