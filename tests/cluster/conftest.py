@@ -53,10 +53,10 @@ def lab(session_lab: TestLab) -> Iterator[TestLab]:
     session_lab.wait_ready()
     session_lab.remove_services()
     for network in session_lab.json("network", "ls"):
-        if network["name"] not in ("default", "ingress"):
-            session_lab.swarmctl("network", "rm", network["name"])
+        if network["spec"]["name"] not in ("default", "ingress"):
+            session_lab.swarmctl("network", "rm", network["spec"]["name"])
     for name, node in session_lab.nodes().items():
-        if str(node["availability"]).lower() != "active":
+        if node["spec"]["availability"] not in (None, "active"):
             session_lab.swarmctl("node", "update", "--availability", "active", name)
 
     def clean() -> bool:

@@ -31,7 +31,7 @@ def test_refused_with_a_sentence(lab: TestLab, arguments: tuple[str, ...], code:
     assert got == code, said
     for word in words:
         assert word in said
-    assert lab.json("service", "ls") == []
+    assert not lab.services()
 
 
 def test_a_taken_name_and_a_taken_port_name_the_owner(lab: TestLab) -> None:
@@ -40,7 +40,7 @@ def test_a_taken_name_and_a_taken_port_name_the_owner(lab: TestLab) -> None:
     assert code == 4 and "first" in said
     code, said = lab.refused("service", "create", "--detach", "--name", "second", "--publish", "8099:80", "web")
     assert code == 4 and "8099" in said and "first" in said
-    assert [service["name"] for service in lab.json("service", "ls")] == ["first"]
+    assert list(lab.services()) == ["first"]
 
 
 def test_a_network_in_use_is_not_removed(lab: TestLab) -> None:
@@ -52,7 +52,5 @@ def test_a_network_in_use_is_not_removed(lab: TestLab) -> None:
 
 def test_an_image_that_vanished_is_told_in_service_ps(lab: TestLab) -> None:
     lab.swarmctl("service", "create", "--detach", "--name", "odd", "web", "/no/such/program")
-    error = eventually(
-        lambda: [t["error"] for t in lab.json("service", "ps", "odd") if "/no/such/program" in t["error"]]
-    )
+    error = eventually(lambda: [t.error for t in lab.tasks("odd") if "/no/such/program" in t.error])
     assert "Traceback" not in error[0]

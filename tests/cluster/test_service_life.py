@@ -23,19 +23,20 @@ def test_deploy_answers_on_every_host_from_every_container(lab: TestLab) -> None
     create_web(lab, 3)
     tasks = lab.running("web")
     assert len(tasks) == 3
-    assert len({task["node"] for task in tasks}) == 3, "three replicas spread over three hosts"
+    assert len({task.node for task in tasks}) == 3, "three replicas spread over three hosts"
     for host in lab.layout.hosts:
         answers = eventually(
             lambda host=host: (found := {lab.who(host.name, PORT) for _ in range(12)}) and len(found) == 3 and found
         )
         assert len(answers) == 3
-    assert [service["replicas"] for service in lab.json("service", "ls")] == ["3/3"]
+    assert (lab.services()["web"]["running"], lab.services()["web"]["desired"]) == (3, 3)
 
 
 def test_the_task_sees_the_address_of_the_real_client(lab: TestLab) -> None:
     create_web(lab, 1)
     for host in lab.layout.hosts:
-        assert f"client {lab.layout.gateway}" in eventually(lambda host=host: lab.get(host.name, PORT))
+        answer = eventually(lambda host=host: lab.get(host.name, PORT))
+        assert f"client [::ffff:{lab.layout.gateway}]" in answer, "httpd writes IPv4 clients as mapped addresses"
 
 
 def test_scale_up_and_down_and_the_port_follows(lab: TestLab) -> None:
@@ -80,19 +81,19 @@ def test_a_rolling_update_loses_no_request(lab: TestLab) -> None:
 def test_a_killed_container_is_replaced_and_its_end_is_told(lab: TestLab) -> None:
     create_web(lab, 2)
     victim = lab.running("web")[0]
-    _, pid = lab.task_pid(victim["id"])
+    _, pid = lab.task_pid(victim.id)
     import os
     import signal
 
     os.kill(pid, signal.SIGKILL)
 
     def replaced() -> bool:
-        now = {task["id"] for task in lab.running("web")}
-        return len(now) == 2 and victim["id"] not in now
+        now = {task.id for task in lab.running("web")}
+        return len(now) == 2 and victim.id not in now
 
     eventually(replaced)
-    history = {task["id"]: task for task in lab.json("service", "ps", "web")}
-    assert "137" in history[victim["id"]]["error"]
+    history = {task.id: task for task in lab.tasks("web")}
+    assert "137" in history[victim.id].error
 
 
 def test_a_failing_command_shows_exit_code_and_last_output_and_backs_off(lab: TestLab) -> None:
@@ -101,12 +102,12 @@ def test_a_failing_command_shows_exit_code_and_last_output_and_backs_off(lab: Te
     )  # fmt: skip
 
     def told() -> bool:
-        errors = [task["error"] for task in lab.json("service", "ps", "bad")]
+        errors = [task.error for task in lab.tasks("bad")]
         return any("3" in error and "no such luck" in error for error in errors)
 
     eventually(told)
     time.sleep(3)  # what is observed here is that nothing much happens: restarts wait longer and longer
-    assert len(lab.json("service", "ps", "bad")) <= 6
+    assert len(lab.tasks("bad")) <= 6
 
 
 def test_drain_moves_the_tasks_and_active_takes_new_ones(lab: TestLab) -> None:
@@ -115,13 +116,13 @@ def test_drain_moves_the_tasks_and_active_takes_new_ones(lab: TestLab) -> None:
 
     def moved() -> bool:
         tasks = lab.running("web")
-        return len(tasks) == 5 and all(task["node"] != "w1" for task in tasks)
+        return len(tasks) == 5 and all(task.node != "w1" for task in tasks)
 
     eventually(moved)
     assert len({lab.who("w1", PORT) for _ in range(30)}) == 5, "a drained host still answers on the published port"
     lab.swarmctl("node", "update", "--availability", "active", "w1")
     lab.swarmctl("service", "scale", "web=7")
-    assert "w1" in {task["node"] for task in lab.wait_running("web", 7)}
+    assert "w1" in {task.node for task in lab.wait_running("web", 7)}
 
 
 def test_remove_closes_the_port_and_leaves_nothing(lab: TestLab) -> None:
@@ -144,10 +145,10 @@ def test_virtual_ip_and_names_inside_the_network(lab: TestLab) -> None:
     lab.swarmctl("network", "create", "-d", "overlay", "backend")
     lab.swarmctl("service", "create", "--name", "api", "--replicas", "3", "--network", "backend", "web")
     lab.swarmctl("service", "create", "--name", "client", "--network", "backend", "web", "/bin/sleep", "100000")
-    client = lab.running("client")[0]["id"]
-    one = re.findall(r"Address\S*:?\s+(10\.\S+)", lab.inside(client, "nslookup", "api"))
+    client = lab.running("client")[0].id
+    one = lab.resolve(client, "api")
     assert len(one) == 1, "the service's name leads to its virtual IP"
-    each = re.findall(r"Address\S*:?\s+(10\.\S+)", lab.inside(client, "nslookup", "tasks.api"))
+    each = lab.resolve(client, "tasks.api")
     assert len(each) == 3, "tasks.NAME leads to every task"
     answers = {
         lab.inside(client, "wget", "-q", "-T", "3", "-O", "-", "http://api/cgi-bin/whoami").split()[1]
@@ -160,7 +161,7 @@ def test_networks_are_apart_from_each_other(lab: TestLab) -> None:
     for network in ("one", "two"):
         lab.swarmctl("network", "create", "-d", "overlay", network)
         lab.swarmctl("service", "create", "--name", f"in-{network}", "--network", network, "web")
-    inside_one = lab.running("in-one")[0]["id"]
+    inside_one = lab.running("in-one")[0].id
     with pytest.raises(AssertionError):
         lab.inside(inside_one, "nslookup", "in-two")
 
@@ -169,10 +170,10 @@ def test_containers_reach_outside_through_their_host_but_not_from_an_internal_ne
     lab.swarmctl("network", "create", "-d", "overlay", "--internal", "closed")
     lab.swarmctl("service", "create", "--name", "open", "web", "/bin/sleep", "100000")
     lab.swarmctl("service", "create", "--name", "shut", "--network", "closed", "web", "/bin/sleep", "100000")
-    reach = ("nc", "-w", "2", "-z", lab.layout.registry_address, "5000")
-    lab.inside(lab.running("open")[0]["id"], *reach)
+    reach = ("nc", "-w", "2", lab.layout.registry_address, "5000")
+    lab.inside(lab.running("open")[0].id, *reach)
     with pytest.raises(AssertionError):
-        lab.inside(lab.running("shut")[0]["id"], *reach)
+        lab.inside(lab.running("shut")[0].id, *reach)
 
 
 def test_logs_of_all_tasks_are_merged_and_labelled(lab: TestLab) -> None:
@@ -191,8 +192,8 @@ def test_reservations_decide_where_tasks_fit_and_the_reason_is_told(lab: TestLab
     lab.swarmctl("service", "create", "--detach", "--name", "big", "--replicas", "1", "--reserve-memory", "900g", "web")
     reason = eventually(
         lambda: [
-            text for task in lab.json("service", "ps", "big")
-            if "no suitable node" in (text := f"{task['error']} {task.get('message', '')}")
+            text for task in lab.tasks("big")
+            if "no suitable node" in (text := f"{task.error} {task.message}")
         ]
     )  # fmt: skip
     assert "memory" in reason[0] and "5 nodes" in reason[0]

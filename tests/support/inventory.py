@@ -51,7 +51,8 @@ def take(lab: str) -> Inventory:
             f"{namespace} {line.split(':')[1].split('@')[0].strip()}" for line in _lines([*enter, "ip", "-o", "link"])
         ]
     mounts = wiring.mounts_below(RUN_ROOT / lab, STATE_ROOT / lab)
-    cgroups = [str(path) for path in wiring.cgroups_of(f"{CGROUP_ROOT}/{lab}")]
+    top = f"{CGROUP_ROOT}/{lab}/"  # below it, one for each host stays once it had a container
+    cgroups = [str(path) for path in wiring.cgroups_of(f"{CGROUP_ROOT}/{lab}") if "/" in str(path).partition(top)[2]]
     running: list[str] = []
     for host in _hosts(lab):
         found = processes(LabHost(lab, host, "", ""))

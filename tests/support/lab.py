@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,18 @@ def eventually(check: Callable[[], T], *, timeout: float = 30.0, period: float =
         if time.monotonic() > end:
             raise AssertionError(f"did not happen within {timeout:g} s; last seen: {last!r}")
         time.sleep(period)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of `service ps`."""
+
+    id: str
+    name: str
+    node: str
+    state: str
+    error: str
+    message: str
 
 
 class TestLab:
@@ -95,15 +108,29 @@ class TestLab:
 
     # ------------------------------------------------------------------------------------------------- looking
 
-    def tasks(self, service: str, *, desired: str = "running") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.json("service", "ps", service, "--filter", f"desired-state={desired}")
-        return found
+    def tasks(self, service: str, *, desired: str = "") -> list[Task]:
+        """All tasks that `service ps` knows, or those of one desired state."""
+        chosen = ("--filter", f"desired-state={desired}") if desired else ()
+        return [
+            Task(
+                id=task["id"],
+                name=task["names"]["task"],
+                node=task["names"]["node"],
+                state=task["status"]["state"],
+                error=task["status"]["error"],
+                message=task["status"]["message"],
+            )
+            for task in self.json("service", "ps", service, *chosen)
+        ]
 
-    def running(self, service: str) -> list[dict[str, Any]]:
-        return [task for task in self.tasks(service) if task["current_state"].lower().startswith("running")]
+    def running(self, service: str) -> list[Task]:
+        return [task for task in self.tasks(service, desired="running") if task.state == "running"]
 
-    def wait_running(self, service: str, count: int, *, timeout: float = 30) -> list[dict[str, Any]]:
-        def check() -> list[dict[str, Any]]:
+    def services(self) -> dict[str, dict[str, Any]]:
+        return {summary["service"]["spec"]["name"]: summary for summary in self.json("service", "ls")}
+
+    def wait_running(self, service: str, count: int, *, timeout: float = 30) -> list[Task]:
+        def check() -> list[Task]:
             found = self.running(service)
             assert len(found) == count, found
             return found
@@ -111,10 +138,13 @@ class TestLab:
         return eventually(check, timeout=timeout) if count else []
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        return {node["hostname"]: node for node in self.json("node", "ls")}
+        return {node["description"]["hostname"]: node for node in self.json("node", "ls")}
+
+    def state(self, host: str) -> str:
+        return str(self.nodes()[host]["status"]["state"])
 
     def leader(self) -> str:
-        return next(name for name, node in self.nodes().items() if str(node["manager_status"]).lower() == "leader")
+        return next(name for name, node in self.nodes().items() if node.get("manager_status") == "Leader")
 
     def get(self, host: str, port: int, path: str = "/cgi-bin/whoami", timeout: float = 3.0) -> str:
         address = self.host(host).address
@@ -149,6 +179,11 @@ class TestLab:
         if done.returncode != 0:
             raise CommandFailed(done)
         return done.stdout
+
+    def resolve(self, task_id: str, name: str) -> list[str]:
+        """What the resolver inside a task's container answers. With nslookup, which asks by itself: a statically linked
+        busybox cannot use the C library's resolver."""
+        return re.findall(r"Address\S*:?\s+(10\.\S+)", self.inside(task_id, "nslookup", name))
 
     # -------------------------------------------------------------------------------------------------- faults
 
@@ -195,10 +230,10 @@ class TestLab:
 
     def remove_services(self) -> None:
         """Every service gone, with all its tasks."""
-        names = [service["name"] for service in self.json("service", "ls")]
+        names = list(self.services())
         if names:
             self.swarmctl("service", "rm", *names)
-        eventually(lambda: self.json("service", "ls") == [], timeout=60)
+        eventually(lambda: not self.services(), timeout=60)
 
 
 def _comm(pid: int) -> str:
