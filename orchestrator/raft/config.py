@@ -30,9 +30,9 @@ class Timings:
     # After the leader's connection broke (its process died, most likely): wait this long, at random, then ask for votes.
     lost_leader_min: float = 0.02
     lost_leader_max: float = 0.12
-    # A leader that a majority has not answered for this long stops leading. Not longer than election_min: by the time
-    # that others may elect, it knows.
-    quorum: float = 0.35
+    # A leader that a majority has not answered for this long stops leading. Longer than the others take to elect: their
+    # event loops may be busy, and until then it neither commits nor answers reads anyway.
+    quorum: float = 0.8
     # After losing leadership, how long a proposal in the log may still learn what became of it.
     afterlife: float = 1.0
 

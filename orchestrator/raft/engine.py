@@ -49,6 +49,9 @@ class Role(enum.IntEnum):
     LEADER = 2
 
 
+_ROLES = tuple(Role)  # an enumeration's own look-up is slow, and the role is asked for often
+
+
 class MemberNode(Node):  # type: ignore[misc]
     """A member as the library knows it: equal by id; the address is where it is now."""
 
@@ -146,7 +149,7 @@ class Engine(SyncObj):  # type: ignore[misc]
 
     @property
     def role(self) -> Role:
-        return Role(self._SyncObj__raftState)
+        return _ROLES[self._SyncObj__raftState]
 
     def set_role(self, role: Role) -> None:
         self._SyncObj__setState(int(role))

@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 BATCH_ENTRIES = 2000
 BATCH_BYTES = 1 << 20
 _FLIGHT_TIMEOUT_ELECTIONS = 3  # an answer that takes longer than so many election timeouts is taken for lost
-_SNAPSHOT_RETRY = 2.0  # seconds after a failed transfer
-_SNAPSHOT_INSTALL = 120.0  # seconds that a member may take to install what it received
+_SNAPSHOT_RETRY = 2.0  # seconds without a sign that the member installs what it was sent
 
 
 @dataclass
@@ -42,7 +41,8 @@ class Progress:
     flight_end: int = 0  # the last entry that it carries
     acknowledged: int = 0  # highest sequence that was answered in this term
     commit_told: int = 0
-    snapshot_until: float = 0.0  # a transfer is under way, or waits to be tried again, until then
+    transferring: bool = False  # a snapshot is on its way
+    snapshot_not_before: float = 0.0
 
 
 class Conflict(InternalError):
@@ -115,16 +115,16 @@ class Replication(Elections):
 
     def _offer_snapshot(self, node: MemberNode, progress: Progress, now: float) -> None:
         """The peer needs entries that the log has left behind."""
-        if now < progress.snapshot_until or self.snapshot is None:
+        if progress.transferring or now < progress.snapshot_not_before or self.snapshot is None:
             return
-        sent = self.start_snapshot_transfer(node.id, self.snapshot)
-        progress.snapshot_until = now + (_SNAPSHOT_INSTALL if sent else _SNAPSHOT_RETRY)
+        progress.snapshot_not_before = now + _SNAPSHOT_RETRY
+        progress.transferring = self.start_snapshot_transfer(node.id, self.snapshot)
 
     def snapshot_transfer_ended(self, node_id: str, delivered: bool) -> None:
         progress = self.progress.get(node_id)
         if progress is not None:
-            wait = _SNAPSHOT_INSTALL if delivered else _SNAPSHOT_RETRY
-            progress.snapshot_until = self.clock() + wait
+            progress.transferring = False
+            progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
 
     def _on_append_response(self, node: MemberNode, answer: pb.AppendResponse) -> None:
         if self.role is not Role.LEADER or answer.term != self.term or node not in self.next_index:
@@ -140,8 +140,8 @@ class Replication(Elections):
             match = max(before, min(answer.match_index, self.last_index))
             self.match_index[node] = match
             self.next_index[node] = match + 1 if ends_flight else max(self.next_index[node], match + 1)
-            if match >= self.base_index:
-                progress.snapshot_until = 0.0
+        elif answer.installing:
+            progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
         elif answer.mismatch and ends_flight:
             self.next_index[node] = max(before + 1, min(answer.try_next, self.next_index[node]), 1)
         if ends_flight and (answer.mismatch or self._has_news_for(node, progress)):
@@ -163,7 +163,9 @@ class Replication(Elections):
             raise Conflict(f"manager {node.id} leads term {message.term} as well as this one")
         self._heard_leader(node)
         answer = pb.AppendResponse(term=self.term, sequence=message.sequence)
-        if not message.presence_only and not self.is_installing():
+        if self.is_installing():
+            answer.installing = True
+        elif not message.presence_only:
             verified = self._take(message, answer)
             self._commit_up_to(min(message.commit_index, verified))
         self._answer(node, answer)

@@ -8,6 +8,7 @@ tick thread, which only takes the state machine's copy-on-write view.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,7 @@ class SnapshotStore:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        self._attempts = itertools.count()
 
     def newest(self) -> Snapshot | None:
         """The newest snapshot; what a crash left unfinished is removed. Raises SnapshotDamaged."""
@@ -80,7 +82,7 @@ class SnapshotStore:
 
     def receive(self, name: str) -> IncomingSnapshot:
         """A file under way; it counts once `finish` has returned."""
-        return IncomingSnapshot(self._directory, name)
+        return IncomingSnapshot(self._directory, name, next(self._attempts))
 
     def received(self, name: str) -> Snapshot:
         """Checks every block of a snapshot that came from another member. Raises SnapshotDamaged."""
@@ -159,10 +161,10 @@ class SnapshotStore:
 class IncomingSnapshot:
     """A snapshot file that is being written."""
 
-    def __init__(self, directory: Directory, name: str) -> None:
+    def __init__(self, directory: Directory, name: str, attempt: int) -> None:
         self._directory = directory
         self._name = name
-        self._temporary = name + _TEMPORARY
+        self._temporary = f"{name}.{attempt}{_TEMPORARY}"  # a second transfer of the same one must not write into this
         self._file: StoredFile | None = directory.open(self._temporary, create=True)
         self._offset = 0
 
