@@ -3,6 +3,10 @@
 Managers are tried in random order, so that sessions spread; one that works is kept. When all were tried, the retry policy
 waits. What is received goes to a `SessionHandler`; what is to be sent – statuses, the index of the networks in force – waits
 here until there is a session, and heartbeats go at the period that the manager assigns.
+
+Whether this node was removed is known when a manager ends its session for that reason, or when more than half of them do not
+know it: the node's joining was committed by a majority, so a majority without it has committed its removal. One alone may
+just lag behind.
 """
 
 from __future__ import annotations
@@ -85,6 +89,7 @@ class SessionClient:
         self._wake = asyncio.Event()
         self._applied_index = 0
         self._heartbeat = DEFAULT_HEARTBEAT
+        self._strangers: set[str] = set()  # managers that do not know this node, since the last session
         self.connected_to = ""
         self.problem = ""  # why there is no session
         self.started = 0  # sessions that began
@@ -135,8 +140,13 @@ class SessionClient:
         """One session from its beginning to its end. Returns how long to wait before the next."""
         try:
             await self._session(address)
-        except NodeRemoved:
-            raise
+        except NodeRemoved as error:
+            self.problem = str(error)
+            self._strangers.add(address)
+            known = set(self._managers())
+            if 2 * len(self._strangers & known) > len(known):
+                raise
+            log.info("manager %s does not know this node: %s", address, error)
         except SessionEnded as ended:
             if ended.reason == dispatcher.SESSION_END_REASON_REMOVED:
                 raise NodeRemoved(str(ended)) from ended
@@ -197,6 +207,7 @@ class SessionClient:
             raise Unavailable(f"manager {address} did not begin with the start of a session")
         self._take_settings(first.start.settings)
         self.connected_to, self.problem = address, ""
+        self._strangers.clear()
         self.started += 1
         log.info("session %s with manager %s", first.start.session_id, address)
 

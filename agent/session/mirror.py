@@ -124,7 +124,7 @@ class Mirror:
             "endpoint": self.endpoints,
             "service": self.services,
             "peer": self.peers,
-        }  # type: ignore[return-value,dict-item]
+        }
 
     def spec_of(self, task: types.Task) -> types.ServiceSpec | None:
         """What the task is made of; None where its revision was not sent."""

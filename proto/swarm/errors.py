@@ -28,7 +28,9 @@ class SwarmError(Exception):
 
     @property
     def kind(self) -> str:
-        return type(self).__name__
+        """What travels: the nearest class of this module. Classes of other modules are for those who know them, and may
+        bear names that are taken here."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
 
 
 class InternalError(SwarmError):
@@ -99,7 +101,7 @@ class Unauthenticated(SwarmError):
 
 
 class NodeRemoved(Unauthenticated):
-    """The caller was a member and was removed from the swarm: it will never be let in again."""
+    """To this manager the caller is not, or no longer, a member of the swarm. A majority of managers knows for sure."""
 
 
 class DeadlineExceeded(SwarmError):
@@ -127,7 +129,7 @@ def _all_kinds() -> dict[str, type[SwarmError]]:
     while waiting:
         kind = waiting.pop()
         found[kind.__name__] = kind
-        waiting.extend(kind.__subclasses__())
+        waiting.extend(derived for derived in kind.__subclasses__() if derived.__module__ == __name__)
     return found
 
 

@@ -24,7 +24,7 @@ import grpc
 
 from swarm.authorization import authorize
 from swarm.channels import MAX_MESSAGE_BYTES
-from swarm.errors import InternalError, PermissionDenied, SwarmError, Unauthenticated, to_status
+from swarm.errors import InternalError, NodeRemoved, PermissionDenied, SwarmError, Unauthenticated, to_status
 from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role, TlsMaterial, peer_from_auth_context
 from swarm.names import SOCKET_GROUP
 from swarm.streams import Pumped
@@ -261,7 +261,7 @@ class _Guard(grpc.aio.ServerInterceptor):
             if peer.expires_at <= time.time():
                 raise Unauthenticated(f"the certificate of {peer.name!r} has expired")
             if self._is_revoked(peer):
-                raise Unauthenticated(f"{peer.name!r} is not, or no longer, a member of this swarm")
+                raise NodeRemoved(f"{peer.name!r} is not, or no longer, a member of this swarm")
 
 
 def _unexpected(method: str, error: Exception) -> InternalError:
