@@ -298,14 +298,23 @@ class Forwarder:
     async def _connected(self, leader: Member) -> grpc.aio.Channel:
         """A connection that is up, so that what fails on it was sent, and what did not come up was not."""
         channel = self._channel_to(leader)
+        ready = asyncio.ensure_future(channel.channel_ready())
+        deposed = asyncio.ensure_future(self._until_deposed(leader))
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await channel.channel_ready()
-        except TimeoutError as error:
-            raise _Lost(
-                Unavailable(f"the leader {leader.node_id} at {leader.address} is not reachable"), written=False
-            ) from error
+            await asyncio.wait((ready, deposed), timeout=CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                raise _Lost(
+                    Unavailable(f"the leader {leader.node_id} at {leader.address} is not reachable"), written=False
+                )
+        finally:
+            await _cancelled(deposed)
+            await _cancelled(ready)
         return channel
+
+    async def _until_deposed(self, leader: Member) -> None:
+        """Until this member knows of another leader, or of none any more."""
+        while self._consensus.leadership().leader_id == leader.node_id:
+            await self._changed.wait()
 
     def no_leader(self) -> Unavailable:
         """Why nothing can be done now, with the numbers."""
