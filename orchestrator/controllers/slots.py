@@ -100,11 +100,12 @@ def _replace_lost(view: ServiceView, slot: Slot, newest: Task, older: list[Task]
 
 
 def _replace_draining(view: ServiceView, slot: Slot, newest: Task, older: list[Task], plan: _Plan) -> None:
-    if older or newest.status.state < TASK_STATE_RUNNING:
+    if older:
+        plan.changes += _begin_again(view, slot, _revision_for(view, newest))
+    elif newest.status.state < TASK_STATE_RUNNING:
         plan.changes += [stop(newest), _successor(view, slot, newest, older, newest.consecutive_failures)]
     else:
-        order = view.service.spec.update.order
-        plan.changes.append(_prepared(view, slot, _revision_for(view, newest), order))
+        plan.changes += _prepared(view, slot, _revision_for(view, newest), view.service.spec.update.order)
 
 
 def _hand_over(view: ServiceView, newest: Task, older: list[Task], plan: _Plan) -> None:
@@ -131,22 +132,32 @@ def _successor(view: ServiceView, slot: Slot, old: Task, older: list[Task], fail
     return view.new_task(slot.key, revision_id=_revision_for(view, old), desired=desired, consecutive_failures=failures)
 
 
-def _prepared(view: ServiceView, slot: Slot, revision_id: str, order: UpdateOrder.ValueType) -> Change:
-    start_first = order == UPDATE_ORDER_START_FIRST and not slot.leaving
-    return view.new_task(
-        slot.key, revision_id=revision_id, desired=TASK_STATE_RUNNING if start_first else TASK_STATE_READY
-    )
+def _prepared(view: ServiceView, slot: Slot, revision_id: str, order: UpdateOrder.ValueType) -> list[Change]:
+    """A successor beside a task that serves on until it can take over."""
+    if order != UPDATE_ORDER_START_FIRST:
+        return [view.new_task(slot.key, revision_id=revision_id, desired=TASK_STATE_READY)]
+    if slot.leaving:
+        return []  # another container of the slot is still stopping: never three at a time
+    return [view.new_task(slot.key, revision_id=revision_id)]
+
+
+def _begin_again(view: ServiceView, slot: Slot, revision_id: str) -> list[Change]:
+    """Another successor in place of the newest task, which has not taken over yet and must not."""
+    newest = slot.newest
+    if newest.desired_state == TASK_STATE_READY:
+        return [stop(newest), view.new_task(slot.key, revision_id=revision_id, desired=TASK_STATE_READY)]
+    return [stop(newest)]  # it may have started: the next successor waits until it has stopped
 
 
 def begin_update(view: ServiceView, slot: Slot, order: UpdateOrder.ValueType) -> list[Change]:
     """Replaces a slot's dirty newest task by one of the service's revision."""
-    newest, older = slot.newest, slot.older
-    if older:  # overtaken by another update
-        return [stop(newest), view.new_task(slot.key, desired=newest.desired_state)]
+    newest = slot.newest
+    if slot.older:  # overtaken by another update
+        return _begin_again(view, slot, view.revision.id)
     if is_ended(newest) or newest.status.state < TASK_STATE_ASSIGNED:
         desired = TASK_STATE_READY if slot.leaving else TASK_STATE_RUNNING
         return [stop(newest), view.new_task(slot.key, desired=desired)]
-    return [_prepared(view, slot, view.revision.id, order)]
+    return _prepared(view, slot, view.revision.id, order)
 
 
 def policy_of(view: ServiceView, task: Task) -> RestartPolicy:
