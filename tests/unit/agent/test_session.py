@@ -13,7 +13,7 @@ import grpc
 import pytest
 from swarm.channels import open_local
 from swarm.clock import SystemClock, duration
-from swarm.errors import NodeRemoved
+from swarm.errors import NodeRemoved, to_status
 from swarm.identity import TlsMaterial
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
@@ -246,3 +246,36 @@ async def test_a_node_id_that_somebody_else_uses_is_reported_and_not_fought_over
                 await asyncio.sleep(0.01)
         assert connected.problem == "two hosts have this identity"
         assert connected.connected_to == ""
+
+
+def stranger(talk: Conversation) -> Awaitable[None]:
+    """What `servers` answers a caller that the manager does not know."""
+    status, details, metadata = to_status(NodeRemoved("'n1' is not, or no longer, a member of this swarm"))
+    aborted: Awaitable[None] = talk._context.abort(status, details, metadata)
+    return aborted
+
+
+async def test_one_manager_that_does_not_know_the_node_may_just_lag_behind(tmp_path: Path) -> None:
+    async def accept(talk: Conversation) -> None:
+        await talk.start()
+        await talk.read("heartbeat")
+
+    async with session(tmp_path, [stranger] * 50, [accept], [accept]) as (connected, handler, managers):
+        await asyncio.wait(
+            {asyncio.ensure_future(managers[1].done.get()), asyncio.ensure_future(managers[2].done.get())},
+            timeout=10,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        assert connected.started
+        assert not handler.task.done()  # type: ignore[attr-defined]
+
+
+async def test_a_node_that_a_majority_does_not_know_was_removed(tmp_path: Path) -> None:
+    async def refuse(talk: Conversation) -> None:
+        end = dispatcher.SessionEnd(reason=dispatcher.SESSION_END_REASON_NO_LEADER, message="no leader")
+        await talk.send(end=end)
+
+    async with session(tmp_path, [stranger] * 50, [stranger] * 50, [refuse] * 50) as (_, handler, _managers):
+        with pytest.raises(NodeRemoved, match="no longer, a member"):
+            async with asyncio.timeout(10):
+                await handler.task  # type: ignore[attr-defined]

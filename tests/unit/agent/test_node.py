@@ -1,0 +1,222 @@
+"""The node's own files, options, children, and when a manager may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
+from swarm.v1 import types_pb2 as types
+
+from agent.node import children, description, manager_process
+from agent.node.leaving import refusal
+from agent.node.manager_process import ManagerProcess, RunningProcess
+from agent.node.options import Options, parse
+from agent.node.record import NodeFile, NodeRecord
+from agent.tasks.events import Report
+from agent.tasks.records import TaskRecord, TaskRecords, next_status
+from agent.tasks.settings import HealthCheck
+
+RECORD = NodeRecord("n1", "c1", "10.0.0.1", managers=("10.0.0.1:2378",))
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def test_options_have_the_documented_defaults() -> None:
+    options = parse([])
+    assert str(options.state), str(options.run) == ("/var/lib/swarm", "/run/swarm")
+    assert options.metrics == "127.0.0.1:9324"
+    assert options.hostname
+
+
+def test_options_of_a_lab_host() -> None:
+    options = parse(
+        ["--state-dir", "/s", "--run-dir", "/r", "--hostname", "m1", "--metrics", "off", "--labels", "zone=a,disk=ssd"]
+    )
+    assert (options.node_socket, options.metrics, options.hostname) == (Path("/r/swarmd.sock"), "", "m1")
+    assert options.labels == {"zone": "a", "disk": "ssd"}
+
+
+@pytest.mark.parametrize("words", [["--metrics", "9324"], ["--labels", "zone"], ["--log-level", "loud"]])
+def test_options_that_make_no_sense_end_with_usage(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(words)
+    assert ended.value.code == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_the_node_file_gives_back_what_was_written(tmp_path: Path) -> None:
+    file = NodeFile(tmp_path)
+    assert file.load() is None
+    file.write(RECORD)
+    assert file.load() == RECORD
+    file.remove()
+    assert file.load() is None
+
+
+def test_a_damaged_node_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "node.json").write_text('{"schema": 99}')
+    with pytest.raises(FailedPrecondition, match=r"node\.json"):
+        NodeFile(tmp_path).load()
+
+
+def test_a_node_does_not_forget_its_managers() -> None:
+    assert RECORD.with_settings(4, (), "").managers == RECORD.managers
+    assert RECORD.with_settings(4, ("a:1", "b:1"), "reg").managers == ("a:1", "b:1")
+    assert RECORD.with_settings(0, (), "").number == RECORD.number
+
+
+def test_a_task_record_gives_back_what_was_written(tmp_path: Path) -> None:
+    records = TaskRecords(tmp_path / "tasks")
+    status = next_status(types.TaskStatus(), Report(types.TASK_STATE_RUNNING, "running", pid=7), 1000.5, "t1")
+    record = TaskRecord("t1", status, 3, HealthCheck(("check", "it"), retries=5))
+    records.write(record)
+    records.write(replace(record, stop_signal=9))
+    assert records.load() == {"t1": replace(record, stop_signal=9)}
+    records.remove("t1")
+    assert records.load() == {}
+
+
+def test_a_half_written_record_is_cleared_away(tmp_path: Path) -> None:
+    records = TaskRecords(tmp_path)
+    (tmp_path / ".t1.new").write_text("{")
+    assert records.load() == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_status_keeps_what_a_report_does_not_mention() -> None:
+    status = next_status(types.TaskStatus(), Report(types.TASK_STATE_READY, image_digest="sha256:d"), 1.0, "t1")
+    status = next_status(status, Report(types.TASK_STATE_RUNNING, pid=7), 2.0, "t1")
+    status = next_status(status, Report(types.TASK_STATE_RUNNING, health=types.HEALTH_STATE_HEALTHY), 3.0, "t1")
+    assert status.running_since.seconds == 2
+    assert (status.container.image_digest, status.container.pid) == ("sha256:d", 7)
+    status = next_status(status, Report(types.TASK_STATE_FAILED, error="exit code 3", exit_code=3), 4.0, "t1")
+    assert (status.container.pid, status.container.exit_code, status.error) == (0, 3, "exit code 3")
+
+
+# ---------------------------------------------------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "nonsense.example", "224.0.0.1"])
+def test_an_address_that_others_cannot_reach_is_refused(address: str) -> None:
+    with pytest.raises(InvalidArgument):
+        description.advertised(address)
+
+
+def test_an_interface_stands_for_its_address() -> None:
+    assert description.advertised("lo") == "127.0.0.1"
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    description.check_own("127.0.0.1")
+    with pytest.raises(InvalidArgument, match="not an address of this host"):
+        description.check_own("192.0.2.1")
+
+
+def test_addresses_with_ports() -> None:
+    assert description.split_advertised("10.0.0.1:2377") == ("10.0.0.1", 2377)
+    assert description.split_advertised("fe80::1") == ("fe80::1", None)
+    with pytest.raises(InvalidArgument):
+        description.split_advertised("10.0.0.1:http")
+
+
+def test_a_node_describes_its_host() -> None:
+    found = description.describe("h1", "10.0.0.1", 7946, {"zone": "a"})
+    assert found.resources.nano_cpus >= 10**9 and found.resources.memory_bytes > 1 << 20
+    assert (found.os, found.hostname, found.engine_labels["zone"]) == ("linux", "h1", "a")
+
+
+# ----------------------------------------------------------------------------------------------------------- leaving
+
+
+@pytest.mark.parametrize(
+    ("managers", "others", "refused"),
+    [(1, 0, True), (2, 1, False), (2, 0, True), (3, 2, False), (3, 1, True), (5, 3, False), (5, 2, True)],
+)
+def test_a_manager_may_leave_where_the_others_can_go_on(managers: int, others: int, refused: bool) -> None:
+    assert bool(refusal(managers, others)) is refused
+
+
+def test_a_refusal_says_the_numbers() -> None:
+    assert "one of 3 managers, of the other 2 only 1 can be reached, and 2 of them are needed" in refusal(3, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- children
+
+
+def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:
+    with children.lock_state(tmp_path), pytest.raises(FailedPrecondition, match=f"process {os.getpid()}"):
+        children.lock_state(tmp_path)
+    children.lock_state(tmp_path).close()
+
+
+def test_only_zombies_that_nobody_waits_for_are_reaped() -> None:
+    with subprocess.Popen(["true"]) as child:
+        reaper = children.OrphanReaper()
+        while not children._is_zombie(child.pid):
+            pass
+        assert child.pid not in reaper.sweep(0.0)
+        assert child.pid not in reaper.sweep(children.REAP_AFTER - 1)
+        assert child.pid in reaper.sweep(children.REAP_AFTER + 1)
+        assert not children._is_zombie(child.pid)
+        child.returncode = 0
+
+
+# ------------------------------------------------------------------------------------------------------ manager process
+
+_LOCKED_MANAGER = """
+import fcntl, os, signal, sys, time
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.truncate(0); file.write(str(os.getpid())); file.flush()
+os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), b"ready\\n")
+signal.pause()
+"""
+
+
+class Managed:
+    def __init__(self, tmp_path: Path, script: str) -> None:
+        self.options = Options(state=tmp_path / "state", run=tmp_path / "run")
+        self.options.run.mkdir()
+        program = (sys.executable, "-c", script, str(self.options.run / manager_process.PID_FILE))
+        self.make = lambda: ManagerProcess(self.options, lambda: [], random.Random(1), program=program)
+
+
+async def test_the_manager_is_watched_restarted_adopted_and_stopped(tmp_path: Path) -> None:
+    managed = Managed(tmp_path, _LOCKED_MANAGER)
+    first = managed.make()
+    running = asyncio.create_task(first.run())
+    async with asyncio.timeout(30):
+        await first.ready.wait()
+        before = first.pid
+        os.kill(before, 9)
+        while first.pid in (0, before) or not first.ready.is_set():
+            await asyncio.sleep(0.02)
+    survivor = first.pid
+    running.cancel()  # the daemon ends
+    await asyncio.gather(running, return_exceptions=True)
+    assert RunningProcess.of(survivor) is not None
+    second = managed.make()
+    running = asyncio.create_task(second.run())
+    async with asyncio.timeout(30):
+        await second.ready.wait()
+        assert second.pid == survivor
+        await second.stop()
+        await running
+    assert RunningProcess.of(survivor) is None
+
+
+async def test_a_manager_that_cannot_start_says_why(tmp_path: Path) -> None:
+    managed = Managed(tmp_path, "import sys; sys.exit('error: the port 2378 is taken')")
+    manager = managed.make()
+    with pytest.raises(InternalError, match="the port 2378 is taken"):
+        await manager._start()
