@@ -12,7 +12,8 @@ import logging
 import random
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from swarm.errors import NotFound, SwarmError
 from swarm.retry import Backoff
@@ -102,20 +103,20 @@ class TaskWorker:
             case events.Report():
                 await self._report(command)
             case events.Prepare():
-                self._spawn(self._prepare())
+                self._spawn(self._prepare)
             case events.Start():
-                self._spawn(self._start())
+                self._spawn(self._start)
             case events.WatchExit():
-                self._spawn(self._watch_exit())
+                self._spawn(self._watch_exit)
             case events.WatchHealth():
-                self._spawn(self._watch_health(command.known_healthy))
+                self._spawn(partial(self._watch_health, command.known_healthy))
             case events.Drain():
-                self._spawn(self._drain())
+                self._spawn(self._drain)
             case events.Stop():
-                self._spawn(self._stop())
+                self._spawn(self._stop)
             case events.CleanUp():
                 await self._end_jobs()
-                self._spawn(self._clean_up())
+                self._spawn(self._clean_up)
             case events.ReleaseRootfs():
                 await self._release_rootfs()
             case events.Forget():
@@ -274,15 +275,15 @@ class TaskWorker:
 
     # ------------------------------------------------------------------------------------------------------ jobs
 
-    def _spawn(self, job: Coroutine[None, None, None]) -> None:
+    def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
         running = asyncio.create_task(self._fenced(job))
         self._jobs.add(running)
         running.add_done_callback(self._jobs.discard)
 
-    async def _fenced(self, job: Awaitable[None]) -> None:
+    async def _fenced(self, job: Callable[[], Awaitable[None]]) -> None:
         """A defect in one job must not take the node's other tasks along: it fails this task, with its traceback logged."""
         try:
-            await job
+            await job()
         except Exception as error:
             log.exception("task %s: a step failed unexpectedly", self.task_id)
             sentence = f"the node daemon failed unexpectedly ({type(error).__name__}: {error}); its log says more"

@@ -193,7 +193,9 @@ class FakeDataPlane:
             raise self.errors.pop()
         self.views.append(view)
 
-    async def attach(self, task_id: str, attachments: tuple[types.NetworkAttachment, ...], **_: object) -> ContainerNetwork:
+    async def attach(
+        self, task_id: str, attachments: tuple[types.NetworkAttachment, ...], **_: object
+    ) -> ContainerNetwork:
         await asyncio.sleep(0)
         self.namespaces.add(task_id)
         return ContainerNetwork(

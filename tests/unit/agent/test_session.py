@@ -94,7 +94,9 @@ class Handler:
 
 
 @contextlib.asynccontextmanager
-async def session(tmp_path: Path, *managers: list[Script]) -> AsyncIterator[tuple[SessionClient, Handler, list[Manager]]]:
+async def session(
+    tmp_path: Path, *managers: list[Script]
+) -> AsyncIterator[tuple[SessionClient, Handler, list[Manager]]]:
     running = [Manager(tmp_path / f"m{number}", *scripts) for number, scripts in enumerate(managers)]
     for manager in running:
         await manager.server.start()
