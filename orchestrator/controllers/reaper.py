@@ -45,7 +45,10 @@ def _forgettable(snapshot: Snapshot, service: Service, tasks: tuple[Task, ...]) 
     revision = snapshot.revisions.get(service.revision_id)
     if revision is not None:
         keep = max(keep, revision.spec.task.restart.max_attempts)  # restarts count them
-    return finished[: max(0, len(finished) - keep)]
+    # What a removed node left behind holds its addresses until it is forgotten.
+    unconfirmed = [task for task in finished if not is_confirmed_stopped(task)]
+    confirmed = [task for task in finished if is_confirmed_stopped(task)]
+    return unconfirmed + confirmed[: max(0, len(confirmed) - keep)]
 
 
 def history_limit(snapshot: Snapshot) -> int:

@@ -1,0 +1,457 @@
+"""One story each: what a person does or what breaks, and how the cluster answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from swarm.clock import duration, timestamp
+from swarm.v1.types_pb2 import (
+    AVAILABILITY_ACTIVE,
+    AVAILABILITY_DRAIN,
+    AVAILABILITY_PAUSE,
+    ENDPOINT_MODE_DNSRR,
+    FAILURE_ACTION_CONTINUE,
+    FAILURE_ACTION_ROLLBACK,
+    PUBLISH_MODE_HOST,
+    RESTART_CONDITION_NONE,
+    RESTART_CONDITION_ON_FAILURE,
+    TASK_STATE_ASSIGNED,
+    TASK_STATE_COMPLETE,
+    TASK_STATE_FAILED,
+    TASK_STATE_PENDING,
+    TASK_STATE_READY,
+    TASK_STATE_RUNNING,
+    TASK_STATE_SHUTDOWN,
+    UPDATE_ORDER_START_FIRST,
+    UPDATE_STATE_COMPLETED,
+    UPDATE_STATE_PAUSED,
+    UPDATE_STATE_ROLLBACK_COMPLETED,
+    UPDATE_STATE_ROLLBACK_STARTED,
+    UPDATE_STATE_UPDATING,
+    ServiceSpec,
+    UpdateStatus,
+)
+
+from orchestrator.store import Kind, Remove, Update, copy_of
+from tests.simulation.control_plane.world import World, service_spec
+
+
+def image(name: str):
+    def change(spec: ServiceSpec) -> None:
+        spec.task.container.image = name
+
+    return change
+
+
+def current_images(world: World, service_id: str) -> Counter[str]:
+    return Counter(
+        world.snapshot.revisions[task.revision_id].spec.task.container.image for task in world.serving(service_id)
+    )
+
+
+def status(world: World, service_id: str) -> UpdateStatus:
+    return world.snapshot.services[service_id].update_status
+
+
+def test_a_new_services_tasks_are_assigned_in_one_entry() -> None:
+    world = World(1)
+    world.run(1)
+    before = world.entries
+    web = world.create_service("web", service_spec(8, "good", 8080))
+    world.run(0.0)
+    assert world.entries == before + 2, "the user's entry and the core's"
+    tasks = world.tasks(web)
+    assert {task.status.state for task in tasks} == {TASK_STATE_ASSIGNED}
+    assert Counter(task.node_id for task in tasks) == {"n1": 2, "n2": 2, "n3": 2, "n4": 2}
+    assert [task.slot for task in tasks] == list(range(1, 9))
+    assert all(len(task.attachments) == 2 for task in tasks), "the default network and the ingress network"
+    service = world.snapshot.services[web]
+    assert len(service.virtual_ips) == 1 and service.published_ports[0].published_port == 8080
+    world.run(10)
+    assert len(world.serving(web)) == 8
+
+
+def test_scaling_down_gives_up_the_fullest_nodes_and_forgets_the_tasks() -> None:
+    world = World(2)
+    web = world.create_service("web", service_spec(8))
+    world.run(10)
+    world.scale(web, 4)
+    world.run(10)
+    assert Counter(task.node_id for task in world.tasks(web)) == {"n1": 1, "n2": 1, "n3": 1, "n4": 1}
+    world.scale(web, 0)
+    world.run(10)
+    assert not world.tasks(web)
+
+
+def test_scaling_down_takes_tasks_that_do_not_run_first() -> None:
+    world = World(3)
+    spec = service_spec(4)
+    spec.task.reservations.memory_bytes = 3 << 30
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.scale(web, 6)
+    world.run(10)
+    assert len(world.serving(web)) == 4
+    running = {task.id for task in world.serving(web)}
+    world.scale(web, 4)
+    world.run(10)
+    assert {task.id for task in world.tasks(web)} == running
+
+
+@pytest.mark.parametrize("parallelism", [1, 2, 3])
+@pytest.mark.parametrize("start_first", [False, True])
+def test_a_healthy_rolling_update_never_falls_below_its_promise(parallelism: int, start_first: bool) -> None:
+    world = World(4)
+    spec = service_spec(6)
+    spec.update.parallelism = parallelism
+    spec.update.monitor.CopyFrom(duration(1))
+    if start_first:
+        spec.update.order = UPDATE_ORDER_START_FIRST
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("better"))
+    least = 6
+    for _ in range(1500):
+        world.run(0.01)
+        least = min(least, len(world.serving(web)))
+        if status(world, web).state == UPDATE_STATE_COMPLETED:
+            break
+    world.run(20)
+    assert status(world, web).state == UPDATE_STATE_COMPLETED
+    assert current_images(world, web) == {"better": 6}
+    assert least >= (6 if start_first else 6 - parallelism)
+    assert Counter(task.node_id for task in world.serving(web)).most_common(1)[0][1] <= 2, "spread evenly again"
+
+
+def test_an_update_waits_its_delay_between_slots() -> None:
+    world = World(5)
+    spec = service_spec(3)
+    spec.update.delay.CopyFrom(duration(30))
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("better"))
+    world.run(20)
+    assert current_images(world, web) == {"better": 1, "good": 2}
+    world.run(33)
+    assert current_images(world, web) == {"better": 2, "good": 1}
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_COMPLETED
+
+
+def test_an_update_that_cannot_be_prepared_costs_no_running_task_and_pauses() -> None:
+    world = World(6)
+    web = world.create_service("web", service_spec(3))
+    world.run(10)
+    world.update_service(web, image("bad"))
+    for _ in range(300):
+        world.run(0.05)
+        assert len(world.serving(web)) == 3
+    assert status(world, web).state == UPDATE_STATE_PAUSED
+    assert "no such image" in status(world, web).message
+    world.update_service(web, image("good"))
+    world.run(30)
+    assert current_images(world, web) == {"good": 3}
+    assert all(task.desired_state != TASK_STATE_READY for task in world.tasks(web))
+
+
+def test_a_failing_update_rolls_back() -> None:
+    world = World(7)
+    spec = service_spec(4)
+    spec.update.failure_action = FAILURE_ACTION_ROLLBACK
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("bad"))
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
+    assert current_images(world, web) == {"good": 4}
+    assert world.snapshot.services[web].spec.task.container.image == "good", "scaling it later does not bring it back"
+
+
+def test_a_tolerated_failure_does_not_hold_the_others_up() -> None:
+    world = World(8)
+    spec = service_spec(4)
+    spec.update.failure_action = FAILURE_ACTION_CONTINUE
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("bad"))
+    world.run(60)
+    assert current_images(world, web) == {"good": 4}, "what cannot be prepared replaces nothing"
+    world.bad_images.clear()
+    world.run(120)
+    assert current_images(world, web) == {"bad": 4}
+    assert status(world, web).state == UPDATE_STATE_COMPLETED
+
+
+def test_a_manual_rollback_returns_to_the_revision_before() -> None:
+    world = World(9)
+    web = world.create_service("web", service_spec(3))
+    world.run(10)
+    world.update_service(web, image("better"))
+    world.run(30)
+    service = copy_of(world.snapshot.services[web])
+    service.spec.task.CopyFrom(world.snapshot.revisions[service.previous_revision_id].spec.task)
+    service.revision_id, service.previous_revision_id = service.previous_revision_id, service.revision_id
+    service.update_status.CopyFrom(UpdateStatus(state=UPDATE_STATE_ROLLBACK_STARTED, started_at=timestamp(world.now)))
+    world.commit("api", [Update(service)])
+    world.run(30)
+    assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
+    assert current_images(world, web) == {"good": 3}
+
+
+def test_an_update_goes_on_under_a_new_leader() -> None:
+    world = World(10)
+    spec = service_spec(6)
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("better"))
+    while status(world, web).state != UPDATE_STATE_COMPLETED:
+        world.run(0.3)
+        world.new_leader()
+        assert world.now < 1_000_200
+    assert current_images(world, web) == {"better": 6}
+
+
+def test_an_update_fits_where_the_old_task_leaves_room() -> None:
+    world = World(11, nodes=2)
+    spec = service_spec(2)
+    spec.task.reservations.memory_bytes = 3 << 30
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("better"))
+    world.run(30)
+    assert current_images(world, web) == {"better": 2}
+
+
+def test_publishing_another_port_gives_tasks_an_address_on_the_ingress_network() -> None:
+    world = World(12)
+    web = world.create_service("web", service_spec(2))
+    world.run(10)
+
+    def publish(spec: ServiceSpec) -> None:
+        spec.ports.add(target_port=80)
+        spec.ports.add(target_port=9000, published_port=9000, mode=PUBLISH_MODE_HOST)
+
+    world.update_service(web, publish)
+    world.run(30)
+    service = world.snapshot.services[web]
+    assert 30_000 <= service.published_ports[0].published_port <= 32_767
+    serving = world.serving(web)
+    assert len(serving) == 2
+    for task in serving:
+        assert {attachment.network_id for attachment in task.attachments} == {"net-default", "net-ingress"}
+        assert [port.published_port for port in task.host_ports] == [9000]
+    assert len({task.node_id for task in serving}) == 2
+
+
+def test_a_crash_is_restarted_at_once_and_a_crash_loop_backs_off() -> None:
+    world = World(13)
+    web = world.create_service("web", service_spec(1))
+    world.run(10)
+    starts = []
+    for _ in range(4000):
+        for agent in world.agents.values():
+            for task_id in sorted(agent.running):
+                if task_id not in starts:
+                    starts.append(task_id)
+                    world.container_ends(agent, task_id)
+        world.run(0.1)
+    times = [world.snapshot.tasks.get(task_id) for task_id in starts]
+    assert 8 <= len(starts) <= 14, "0, 1, 2, 4, 8, 16, 32, 60, 60 … seconds in 400"
+    (newest,) = [task for task in world.tasks(web) if task.desired_state == TASK_STATE_RUNNING]
+    assert newest.consecutive_failures >= 7
+    finished = [task for task in times if task is not None and task.status.state == TASK_STATE_FAILED]
+    assert len(finished) <= 4, "the history is bounded: 3, and the current one"
+
+
+def test_restarts_end_after_the_maximum_of_attempts_whoever_leads() -> None:
+    world = World(14)
+    spec = service_spec(1)
+    spec.task.restart.max_attempts = 4
+    spec.task.restart.delay.CopyFrom(duration(0))
+    web = world.create_service("web", spec)
+    world.run(5)
+    for _ in range(60):
+        for agent in world.agents.values():
+            for task_id in sorted(agent.running):
+                world.container_ends(agent, task_id)
+        world.run(1)
+        world.new_leader()
+    tasks = world.tasks(web)
+    assert len(tasks) == 5
+    assert {task.status.state for task in tasks} == {TASK_STATE_FAILED}
+
+
+@pytest.mark.parametrize(
+    ("condition", "state", "restarted"),
+    [
+        (RESTART_CONDITION_NONE, TASK_STATE_FAILED, False),
+        (RESTART_CONDITION_ON_FAILURE, TASK_STATE_COMPLETE, False),
+        (RESTART_CONDITION_ON_FAILURE, TASK_STATE_FAILED, True),
+    ],
+)
+def test_the_restart_condition_decides(condition, state, restarted: bool) -> None:
+    world = World(15)
+    spec = service_spec(1)
+    spec.task.restart.condition = condition
+    web = world.create_service("web", spec)
+    world.run(10)
+    (task,) = world.serving(web)
+    world._end(world.agents[task.node_id], task.id, state, "")
+    world.run(20)
+    assert len(world.serving(web)) == (1 if restarted else 0)
+
+
+def test_a_lost_hosts_tasks_run_elsewhere_and_the_old_ones_stop_when_it_returns() -> None:
+    world = World(16)
+    web = world.create_service("web", service_spec(8))
+    world.run(10)
+    world.cut("n1")
+    world.run(10)
+    assert len(world.serving(web)) == 8
+    assert "n1" not in {task.node_id for task in world.serving(web)}
+    left = set(world.agents["n1"].running)
+    assert len(left) == 2
+    held = {at.address for task_id in left for at in world.snapshot.tasks[task_id].attachments}
+    assert held.isdisjoint(at.address for task in world.serving(web) for at in task.attachments)
+    world.heal("n1")
+    world.run(10)
+    assert not world.agents["n1"].running
+    world.rules.at_rest(world)
+
+
+def test_replacements_are_paced_after_a_mass_loss() -> None:
+    world = World(17, nodes=6)
+    web = world.create_service("web", service_spec(120))
+    world.run(20)
+    lost = {"n1", "n2", "n3"}
+    for node in sorted(lost):
+        world.cut(node)
+    world.run(3.2)
+    waiting = [task for task in world.serving(web) if task.node_id in lost]
+    assert 30 <= len(waiting) <= 40, "20 at once, then 20 a second, of 60"
+    world.run(30)
+    assert len(world.serving(web)) == 120
+
+
+def test_a_node_that_is_removed_frees_what_its_tasks_held() -> None:
+    world = World(18)
+    web = world.create_service("web", service_spec(4))
+    world.run(10)
+    world.cut("n1")
+    world.run(5)
+    world.agents["n1"].running.clear()
+    world.commit("api", [Remove(Kind.NODE, "n1")])
+    world.run(5)
+    assert all(task.node_id != "n1" for task in world.tasks(web))
+    assert len(world.serving(web)) == 4
+
+
+def test_a_node_that_is_down_for_a_day_orphans_its_tasks() -> None:
+    world = World(19)
+    web = world.create_service("web", service_spec(4))
+    world.run(10)
+    world.cut("n1")
+    world.run(25 * 3600)
+    assert [task.node_id for task in world.tasks(web) if task.status.state == 140] == ["n1"]
+    addresses = world.snapshot.tasks.addresses("net-default")
+    assert len(addresses) == 5, "the orphan's address is not given away: its container may still run"
+    world.heal("n1")
+    world.run(10)
+    assert len(world.snapshot.tasks.addresses("net-default")) == 4
+    world.rules.at_rest(world)
+
+
+def test_a_drain_moves_everything_without_a_gap_in_preparation() -> None:
+    world = World(20)
+    web = world.create_service("web", service_spec(8))
+    world.run(10)
+    world.set_availability("n1", AVAILABILITY_DRAIN)
+    world.run(15)
+    assert "n1" not in {task.node_id for task in world.serving(web)}
+    assert len(world.serving(web)) == 8
+    assert not world.agents["n1"].running
+    world.set_availability("n1", AVAILABILITY_ACTIVE)
+    world.run(5)
+    assert len(world.serving(web)) == 8
+
+
+def test_a_drain_ends_also_where_there_is_no_other_place() -> None:
+    world = World(21, nodes=2)
+    spec = service_spec(2)
+    spec.task.reservations.memory_bytes = 3 << 30
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.set_availability("n1", AVAILABILITY_DRAIN)
+    world.run(10)
+    assert len(world.serving(web)) == 1
+    (waiting,) = [task for task in world.tasks(web) if task.status.state == TASK_STATE_PENDING]
+    assert waiting.status.message == (
+        "no suitable node: 1 node is drained, 1 node has too little memory (1 GiB free of 3 GiB wanted)"
+    )
+    world.set_availability("n1", AVAILABILITY_ACTIVE)
+    world.run(10)
+    assert len(world.serving(web)) == 2
+
+
+def test_removing_a_service_leaves_nothing() -> None:
+    world = World(22)
+    web = world.create_service("web", service_spec(5, "good", 80))
+    world.run(10)
+    world.update_service(web, image("better"))
+    world.run(1)
+    world.remove_service(web)
+    again = world.create_service("web", service_spec(2, "good", 80))
+    world.run(20)
+    assert set(world.snapshot.services.ids()) == {again}
+    assert len(world.snapshot.revisions) == 1 and len(world.snapshot.tasks) == 2
+
+
+def test_removing_a_service_does_not_wait_for_a_lost_host() -> None:
+    world = World(23)
+    web = world.create_service("web", service_spec(4))
+    world.run(10)
+    world.cut("n1")
+    world.run(10)
+    world.remove_service(web)
+    world.run(10)
+    assert web not in world.snapshot.services
+    assert {task.node_id for task in world.snapshot.tasks} == {"n1"}
+    world.heal("n1")
+    world.run(10)
+    assert len(world.snapshot.tasks) == 0 and not world.agents["n1"].running
+
+
+def test_a_global_service_runs_once_on_each_node_that_qualifies() -> None:
+    world = World(24)
+    spec = service_spec(0)
+    spec.mode.ClearField("replicated")
+    getattr(spec.mode, "global").SetInParent()
+    spec.task.placement.constraints.append("node.id != n4")
+    web = world.create_service("web", spec)
+    world.run(10)
+    assert sorted(task.node_id for task in world.serving(web)) == ["n1", "n2", "n3"]
+    world.set_availability("n1", AVAILABILITY_DRAIN)
+    world.set_availability("n2", AVAILABILITY_PAUSE)
+    world.add_node(5)
+    world.run(10)
+    assert sorted(task.node_id for task in world.serving(web)) == ["n2", "n3", "n5"]
+    world.update_service(web, image("better"))
+    world.run(30)
+    assert sorted(task.node_id for task in world.serving(web)) == ["n2", "n3", "n5"]
+    world.cut("n3")
+    world.run(10)
+    world.heal("n3")
+    world.run(10)
+    assert sorted(task.node_id for task in world.serving(web)) == ["n2", "n3", "n5"]
+
+
+def test_round_robin_services_have_no_virtual_ip() -> None:
+    world = World(25)
+    spec = service_spec(1)
+    spec.endpoint_mode = ENDPOINT_MODE_DNSRR
+    web = world.create_service("web", spec)
+    world.run(5)
+    assert not world.snapshot.services[web].virtual_ips
+    assert status(world, web).state not in (UPDATE_STATE_UPDATING,)
+    assert [task.desired_state for task in world.tasks(web)] != [TASK_STATE_SHUTDOWN]
