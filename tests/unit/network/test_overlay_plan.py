@@ -1,0 +1,96 @@
+"""From a view to a host's devices and entries, and from one state to the next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swarm import names
+from swarm.v1 import types_pb2 as types
+
+from agent.network.overlay_plan import HostState, changes, desired, overlay_of
+from tests.unit.network.cluster import BACKEND, CLOSED, INGRESS, PEERS, endpoint, overlay, realised, view
+
+
+def _state(*overlays: object, peers: object = PEERS) -> HostState:
+    seen = view(*overlays, peers=peers)  # type: ignore[arg-type]
+    return desired(seen, realised(seen))
+
+
+def test_only_remote_endpoints_are_entries() -> None:
+    state = _state(
+        overlay(BACKEND, endpoint(BACKEND, "here", "n1", "10.0.16.5"), endpoint(BACKEND, "there", "n2", "10.0.16.6"))
+    )
+    mac = names.endpoint_mac("10.0.16.6")
+    assert state.forwards == {(4097, mac): "192.0.2.2"}
+    assert state.neighbours == {(4097, "10.0.16.6"): mac}
+
+
+def test_an_endpoint_of_a_node_that_is_gone_is_no_entry() -> None:
+    assert not _state(overlay(BACKEND, endpoint(BACKEND, "lost", "n9", "10.0.16.6"))).forwards
+
+
+def test_an_endpoint_that_does_not_serve_is_still_reachable() -> None:
+    assert _state(overlay(BACKEND, endpoint(BACKEND, "there", "n2", "10.0.16.6", serving=False))).forwards
+
+
+def test_ingress_knows_every_nodes_bridge() -> None:
+    assert _state(overlay(INGRESS)).forwards == {
+        (4096, names.bridge_mac(2)): "192.0.2.2",
+        (4096, names.bridge_mac(3)): "192.0.2.3",
+    }
+
+
+def test_an_internal_network_has_no_gateway() -> None:
+    seen = view(overlay(CLOSED), overlay(BACKEND))
+    overlays = realised(seen)
+    assert overlays[CLOSED.id].gateway == ""
+    assert overlays[BACKEND.id].gateway == "10.0.16.1/20"
+
+
+def test_the_mtu_leaves_room_for_the_tunnel() -> None:
+    seen = view(overlay(BACKEND))
+    assert overlay_of(seen, seen.overlays[0], 1400, local=True).mtu == 1350
+    assert overlay_of(seen, seen.overlays[0], 0, local=True).mtu == 1450
+    wished = types.Network()
+    wished.CopyFrom(BACKEND)
+    wished.spec.mtu = 9000
+    asking = view(overlay(wished))
+    assert overlay_of(asking, asking.overlays[0], 1500, local=True).mtu == 1450
+    assert overlay_of(seen, seen.overlays[0], 1500, local=False).local == ""
+
+
+def test_equal_states_need_no_changes() -> None:
+    state = _state(overlay(INGRESS), overlay(BACKEND, endpoint(BACKEND, "there", "n2", "10.0.16.6")))
+    assert not changes(state, state)
+
+
+def test_an_endpoint_that_moves_changes_one_entry() -> None:
+    old = _state(overlay(BACKEND, endpoint(BACKEND, "a", "n2", "10.0.16.6"), endpoint(BACKEND, "b", "n2", "10.0.16.7")))
+    new = _state(overlay(BACKEND, endpoint(BACKEND, "a", "n3", "10.0.16.6"), endpoint(BACKEND, "b", "n2", "10.0.16.7")))
+    found = changes(old, new)
+    assert found.added_forwards == ((4097, names.endpoint_mac("10.0.16.6"), "192.0.2.3"),)
+    assert not found.removed_forwards and not found.added_neighbours
+
+
+def test_entries_go_with_their_endpoint_and_node() -> None:
+    old = _state(overlay(INGRESS), overlay(BACKEND, endpoint(BACKEND, "a", "n2", "10.0.16.6")))
+    new = _state(overlay(INGRESS), overlay(BACKEND, endpoint(BACKEND, "a", "n2", "10.0.16.6")), peers=PEERS[1:])
+    found = changes(old, new)
+    mac = names.endpoint_mac("10.0.16.6")
+    assert set(found.removed_forwards) == {(4097, mac), (4096, names.bridge_mac(2))}
+    assert found.removed_neighbours == ((4097, "10.0.16.6"),)
+
+
+def test_a_device_that_goes_takes_its_entries_along() -> None:
+    old = _state(overlay(INGRESS), overlay(BACKEND, endpoint(BACKEND, "a", "n2", "10.0.16.6")))
+    found = changes(old, _state(overlay(INGRESS)))
+    assert found.removed_overlays == (4097,)
+    assert not found.removed_forwards and not found.removed_neighbours
+
+
+def test_a_device_that_is_made_anew_gets_all_its_entries() -> None:
+    state = _state(overlay(BACKEND, endpoint(BACKEND, "a", "n2", "10.0.16.6")))
+    other = HostState({4097: replace(state.overlays[4097], mtu=1000)}, state.forwards, state.neighbours)
+    found = changes(other, state)
+    assert found.changed_overlays == (state.overlays[4097],)
+    assert len(found.added_forwards) == len(found.added_neighbours) == 1
