@@ -21,7 +21,7 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.consensus import Leadership
 from orchestrator.dispatcher.assignments import MirrorDiff, Mirrors
-from orchestrator.dispatcher.liveness import heartbeat_period
+from orchestrator.dispatcher.liveness import LEADERLESS_CHECKS, LeaderContact, heartbeat_period
 from orchestrator.dispatcher.outbox import Outbox
 from orchestrator.dispatcher.pulse import Pulse
 from orchestrator.dispatcher.sessions import Session
@@ -30,8 +30,6 @@ from orchestrator.store import Events, Kind, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
 
-LEADERLESS_PERIODS = 2.0  # of silence after which the sessions end; nodes are called down after three
-LEADERLESS_CHECKS = 8  # a period
 UPLINK_RETRY = 0.5  # seconds after an uplink failed
 
 
@@ -89,7 +87,7 @@ class Dispatcher:
         self._by_node: dict[str, set[str]] = {}
         self._uplink: Uplink | None = None
         self._leadership_changed = asyncio.Event()
-        self._leader_heard = clock.monotonic() - 3600.0
+        self._leader_contact = LeaderContact()
         self._period_from_leader: float | None = None
         self._watermark = 0
         self._watch: Watch | None = None
@@ -138,7 +136,7 @@ class Dispatcher:
     @property
     def has_leader(self) -> bool:
         """Whether a leader was heard within the last two heartbeat periods."""
-        return self.clock.monotonic() - self._leader_heard <= LEADERLESS_PERIODS * self.period
+        return self._leader_contact.is_fresh(self.clock.monotonic(), self.period)
 
     def was_removed(self, node_id: str) -> bool:
         """Whether the node was once a member and is none any more. Only certain where the cluster says so: a replica that is
@@ -202,7 +200,7 @@ class Dispatcher:
     def leader_alive(self, period: float | None = None) -> None:
         """There is a leader, now. `period`: the heartbeat period that it chose."""
         had_one = self.has_leader
-        self._leader_heard = self.clock.monotonic()
+        self._leader_contact.heard(self.clock.monotonic())
         if period is not None and period != self._period_from_leader:
             self._period_from_leader = period
             self._refresh_settings()
@@ -328,7 +326,7 @@ class Dispatcher:
             leadership = self._leadership()
             if leadership.is_leader and leadership.ready:
                 self.leader_alive()
-            elif self._sessions and not self.has_leader:
+            if not self._leader_contact.check(self.clock.monotonic(), self.period):
                 self.end_all(dispatcher.SESSION_END_REASON_NO_LEADER, "this manager knows no leader; try another one")
             await asyncio.sleep(self.period / LEADERLESS_CHECKS)
 

@@ -104,3 +104,31 @@ class Liveness:
         for node_id in down:
             self.forget(node_id)
         return sorted(down)
+
+
+LEADERLESS_PERIODS = 2.0  # of silence after which a manager counts itself as cut off; nodes are called down after three
+LEADERLESS_CHECKS = 8  # a period
+
+
+@dataclass
+class LeaderContact:
+    """A follower's view of its leader: when it was heard, and whether that is too long ago."""
+
+    _heard: float = -math.inf
+    _checked: float | None = None
+
+    def heard(self, now: float) -> None:
+        self._heard = max(self._heard, now)
+
+    def is_fresh(self, now: float, period: float) -> bool:
+        """Whether the leader was heard within the last two heartbeat periods."""
+        return now - self._heard <= LEADERLESS_PERIODS * period
+
+    def check(self, now: float, period: float) -> bool:
+        """As `is_fresh`; to be called LEADERLESS_CHECKS times a period. A call that comes late tells that this process did
+        not run, so that it could not have heard the leader: that time does not count."""
+        tick = period / LEADERLESS_CHECKS
+        if self._checked is not None and now - self._checked > LATE_TICKS * tick:
+            self._heard += now - self._checked - tick
+        self._checked = now
+        return self.is_fresh(now, period)

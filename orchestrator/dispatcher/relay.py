@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 from swarm.clock import duration, seconds_of, timestamp
-from swarm.errors import InvalidArgument, NotLeader, PermissionDenied, Unavailable, from_rpc
+from swarm.errors import InvalidArgument, NotLeader, PermissionDenied, ResourceExhausted, Unavailable, from_rpc
 from swarm.retry import Backoff
 from swarm.servers import current_peer
 from swarm.v1 import dispatcher_pb2 as dispatcher
@@ -130,26 +130,34 @@ class RelayClient:
                 self._batch = None
 
     async def _while_it_lasts(self, call: Any) -> None:
-        senders = [
-            asyncio.create_task(coroutine)
-            for coroutine in (self._send_alive(), self._send_programmed(), self._send_statuses())
-        ]
+        """Raises Unavailable when the stream is over."""
         try:
-            while True:
+            async with asyncio.TaskGroup() as group:
+                senders = [
+                    group.create_task(coroutine)
+                    for coroutine in (self._send_alive(), self._send_programmed(), self._send_statuses())
+                ]
+                reason = await self._receive(call)
+                for sender in senders:
+                    sender.cancel()
+        finally:
+            call.cancel()
+        raise Unavailable(reason)
+
+    async def _receive(self, call: Any) -> str:
+        """Everything that the leader says; returns why it stopped."""
+        try:
+            while self._queue is not None:
                 async with asyncio.timeout(UNHEARD_TIMEOUT):
                     answer = await call.read()
                 if answer is grpc.aio.EOF:
-                    raise Unavailable("the leader ended the relay")
+                    return "the leader ended the relay"
                 self._take(answer)
-        except TimeoutError as error:
-            raise Unavailable("the leader is silent") from error
+        except TimeoutError:
+            return f"the leader was silent for {UNHEARD_TIMEOUT:g} s"
         except grpc.aio.AioRpcError as error:
-            raise Unavailable(str(from_rpc(error, "leader"))) from error
-        finally:
-            call.cancel()
-            for sender in senders:
-                sender.cancel()
-            await asyncio.gather(*senders, return_exceptions=True)
+            return str(from_rpc(error, "leader"))
+        return "the leader took nothing in for too long"
 
     def _take(self, answer: dispatcher.RelayDown) -> None:
         match answer.WhichOneof("message"):
@@ -255,8 +263,11 @@ class RelayServicer(DispatcherRelayServicer):
         leader = self._leader()
         if leader is None:
             raise NotLeader("this manager does not lead; relay to the leader")
-        async with asyncio.timeout(UNHEARD_TIMEOUT):
-            first = await anext(requests)
+        try:
+            async with asyncio.timeout(UNHEARD_TIMEOUT):
+                first = await anext(requests)
+        except (TimeoutError, StopAsyncIteration) as error:
+            raise InvalidArgument("the relay began without a hello") from error
         manager_id = current_peer().name
         if first.WhichOneof("message") != "hello":
             raise InvalidArgument("a relay begins with a hello")
@@ -291,6 +302,11 @@ class RelayServicer(DispatcherRelayServicer):
                 self._take(leader, connection, message)
         except StopAsyncIteration:
             pass
+        except ResourceExhausted as error:
+            log.warning("the relay of manager %s ends: %s", connection.manager_id, error)
+        except Exception:
+            log.exception("what manager %s relayed could not be taken in", connection.manager_id)
+            raise
         finally:
             connection.close()
 

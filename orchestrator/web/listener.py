@@ -44,19 +44,28 @@ class MetricsListener:
             )
         self._server: asyncio.Server | None = None
         self._connections = 0
+        self._context: ssl.SSLContext | None = None
+        self._certificate_written = 0
 
     async def start(self) -> None:
         """Raises InternalError where the address is taken."""
-        context = None
-        if self._tls is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self._tls.certificate, self._tls.key)
+        context = self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if self._tls is not None else None
+        self._load_certificate()
         try:
             self._server = await asyncio.start_server(
                 self._serve, self._host, self._port, ssl=context, limit=MAX_HEAD_BYTES
             )
         except OSError as error:
             raise InternalError(f"metrics cannot be served on {self._host}:{self._port}: {error.strerror}") from error
+
+    def _load_certificate(self) -> None:
+        """Takes the certificate where it is another than the one in use: for the connections to come."""
+        if self._tls is None or self._context is None:
+            return
+        written = self._tls.certificate.stat().st_mtime_ns
+        if written != self._certificate_written:
+            self._context.load_cert_chain(self._tls.certificate, self._tls.key)
+            self._certificate_written = written
 
     @property
     def port(self) -> int:
@@ -78,6 +87,7 @@ class MetricsListener:
                     head = await reader.readuntil(b"\r\n\r\n")
                     writer.write(self.answer(head))
                 await writer.drain()
+                self._load_certificate()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # whoever asked does not speak HTTP, or went away
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.dispatcher.liveness import RECONNECT_GRACE, Liveness, heartbeat_period
+from orchestrator.dispatcher.liveness import RECONNECT_GRACE, LeaderContact, Liveness, heartbeat_period
 
 
 def run(liveness: Liveness, since: float, until: float) -> list[tuple[float, str]]:
@@ -84,3 +84,19 @@ def test_a_forgotten_node_is_not_judged() -> None:
     liveness.heard("n1", 10.0)
     liveness.forget("n1")
     assert run(liveness, 10.0, 20.0) == []
+
+
+def test_a_follower_that_hears_no_leader_for_two_periods_is_cut_off() -> None:
+    contact = LeaderContact()
+    assert not contact.is_fresh(0.0, 1.0)
+    contact.heard(10.0)
+    checks = [contact.check(10.0 + tick / 8, 1.0) for tick in range(1, 18)]
+    assert checks == [True] * 16 + [False]
+
+
+def test_a_follower_that_did_not_run_could_not_have_heard_its_leader() -> None:
+    contact = LeaderContact()
+    contact.heard(10.0)
+    assert contact.check(10.1, 1.0)
+    assert contact.check(70.0, 1.0)  # it was stopped for a minute
+    assert not all(contact.check(70.0 + tick / 8, 1.0) for tick in range(1, 18))

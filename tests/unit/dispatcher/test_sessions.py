@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import grpc
+import pytest
+from swarm.channels import open_channel
+from swarm.names import MANAGER_TLS_NAME
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
+from swarm.v1.dispatcher_pb2_grpc import DispatcherRelayStub
 
+from orchestrator.dispatcher import statuses
 from orchestrator.store import Create, Kind, Remove, SetDesiredState, SetTaskStatus, Update, copy_of
 from tests.unit.dispatcher.managers import Agent, Swarm, swarm_of
 from tests.unit.dispatcher.worlds import BACK, World, node, task
@@ -234,6 +239,55 @@ async def test_settings_follow_the_store() -> None:
         await agent.until(
             lambda: agent.settings.node.spec.desired_role == types.NODE_ROLE_MANAGER  # type: ignore[union-attr]
         )
+
+
+async def test_a_manager_that_cannot_take_more_in_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await founded()
+    async with swarm_of(world.store, "m1") as swarm, Agent(swarm, "n1").connected(swarm.managers["m1"]) as agent:
+        await agent.until(lambda: agent.settings is not None)
+        monkeypatch.setattr(statuses, "MAXIMUM_PENDING", 0)
+        await agent.report(1, t1=types.TASK_STATE_RUNNING)
+        await agent.until(lambda: agent.ended is not None)
+        assert agent.ended is not None
+        assert agent.ended.reason == dispatcher.SESSION_END_REASON_OVERLOADED
+
+
+async def test_a_second_hello_ends_the_session() -> None:
+    world = await founded()
+    async with swarm_of(world.store, "m1") as swarm, Agent(swarm, "n1").connected(swarm.managers["m1"]) as agent:
+        await agent.call.write(dispatcher.AgentMessage(hello=agent.hello))
+        await agent.until(lambda: agent.ended is not None)
+
+
+async def test_a_relay_speaks_only_for_itself_and_only_to_the_leader() -> None:
+    world = await founded()
+    async with swarm_of(world.store, "m1", "m2") as swarm:
+        tls = swarm.certificate("m2", types.NODE_ROLE_MANAGER)
+
+        async def refused(manager: str, name: str) -> grpc.StatusCode:
+            async with open_channel(swarm.managers[manager].address, tls, MANAGER_TLS_NAME) as channel:
+                call = DispatcherRelayStub(channel).Relay()
+                await call.write(dispatcher.RelayUp(hello=dispatcher.RelayHello(manager_id=name)))
+                await call.read()
+                return await call.code()
+
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await refused("m1", "m1")
+        assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await refused("m2", "m2")
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_worker_is_no_relay() -> None:
+    world = await founded()
+    async with swarm_of(world.store, "m1") as swarm:
+        tls = swarm.certificate("n1", types.NODE_ROLE_WORKER)
+        async with open_channel(swarm.managers["m1"].address, tls, MANAGER_TLS_NAME) as channel:
+            call = DispatcherRelayStub(channel).Relay()
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call.read()
+            assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_an_agent_writes_only_statuses_of_its_own_tasks() -> None:
