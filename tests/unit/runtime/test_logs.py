@@ -78,7 +78,9 @@ async def test_the_tail_has_exactly_so_many_lines_also_over_chunks(tmp_path: Pat
     assert path.stat().st_size > 4 * logs.CHUNK
     found = await collect(path, tail=count)
     assert [line.rsplit(" ", 1)[1] for line in found] == [str(n) for n in range(max(0, 1000 - count), 1000)]
-    assert all(line.startswith(line.rsplit(" ", 1)[1] + " yy") for line in found), "pieces of the first line are missing"
+    assert all(line.startswith(line.rsplit(" ", 1)[1] + " yy") for line in found), (
+        "pieces of the first line are missing"
+    )
 
 
 async def test_since_and_until_bound_the_time(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""What a registry answers: digests with and without the header, tokens, refusals. A small server plays the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from swarm.errors import NotFound, PermissionDenied, Unavailable
+
+from agent.images.reference import parse
+from agent.images.registry import manifest_digest, parse_challenge
+
+BODY = b'{"schemaVersion": 2}'
+DIGEST = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """`free` needs nothing, `bare` names no digest, `token` wants a token, `secret` credentials, `broken` fails."""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        authorization = self.headers.get("Authorization", "")
+        host = self.headers["Host"]
+        if self.path.startswith("/token"):
+            assert "scope=repository%3Atoken%3Apull" in self.path and "service=here" in self.path
+            user = base64.b64decode(authorization.removeprefix("Basic ")).decode()
+            granted = user in ("", "u:p")
+            self._send(200 if granted else 401, b'{"token": "t"}')
+        elif self.path.startswith("/v2/free/manifests/1"):
+            assert "image.index" in self.headers["Accept"]
+            self._send(200, BODY, {"Docker-Content-Digest": DIGEST})
+        elif self.path.startswith("/v2/bare/"):
+            self._send(200, BODY)
+        elif self.path.startswith("/v2/token/") and authorization != "Bearer t":
+            self._send(401, b"", {"WWW-Authenticate": f'Bearer realm="http://{host}/token",service="here"'})
+        elif self.path.startswith("/v2/secret/") and not authorization:
+            self._send(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
+        elif self.path.startswith("/v2/secret/"):
+            right = base64.b64decode(authorization.removeprefix("Basic ")) == b"u:p"
+            self._send(200 if right else 401, BODY)
+        elif self.path.startswith("/v2/token/"):
+            self._send(200, BODY)
+        elif self.path.startswith("/v2/broken/"):
+            self._send(503, b"")
+        else:
+            self._send(404, b"")
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def ask(text: str, credentials: tuple[str, str] | None = None) -> str:
+    async with asyncio.timeout(60):
+        return await manifest_digest(parse(text), credentials=credentials, tls=None)
+
+
+@pytest.mark.parametrize("path", ["free:1", "bare", "token", "token@" + DIGEST])
+async def test_the_digest_of_a_manifest(registry: str, path: str) -> None:
+    assert await ask(f"{registry}/{path}") == DIGEST
+
+
+async def test_credentials(registry: str) -> None:
+    for path in ("secret", "token"):
+        assert await ask(f"{registry}/{path}", ("u", "p")) == DIGEST
+        with pytest.raises(PermissionDenied, match=registry):
+            await ask(f"{registry}/{path}", ("u", "wrong"))
+    with pytest.raises(PermissionDenied, match="asks for credentials"):
+        await ask(f"{registry}/secret")
+
+
+async def test_refusals_name_the_registry(registry: str) -> None:
+    with pytest.raises(NotFound, match=registry):
+        await ask(f"{registry}/nothing")
+    with pytest.raises(Unavailable, match="503"):
+        await ask(f"{registry}/broken")
+
+
+def test_challenges() -> None:
+    text = 'Bearer realm="https://auth.io/token",service="reg.io",scope="repository:a/b:pull"'
+    assert parse_challenge(text) == (
+        "bearer",
+        {"realm": "https://auth.io/token", "service": "reg.io", "scope": "repository:a/b:pull"},
+    )
+    assert parse_challenge("") == ("", {})

@@ -1,0 +1,178 @@
+"""Images, their configuration and layers, from the files of a store; what buildah says; archives; mount points."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from swarm.errors import (
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    SwarmError,
+    Unavailable,
+)
+
+from agent.images import archives, mounting
+from agent.images.commands import check_auth, explain
+from agent.images.layers import Layers, parse_configuration
+
+IMAGE = "ab" * 32
+LIST, MANIFEST = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+
+
+def fill(root: Path, names: list[str]) -> None:
+    images = root / "overlay-images"
+    (images / IMAGE).mkdir(parents=True, exist_ok=True)
+    entry = {
+        "id": IMAGE,
+        "digest": MANIFEST,
+        "names": names,
+        "layer": "top",
+        "created": "2026-01-01T00:00:00.123456789Z",
+        "big-data-digests": {"manifest": LIST, f"manifest-{LIST}": LIST, f"sha256:{IMAGE}": f"sha256:{IMAGE}"},
+    }
+    new = images / "images.json.new"
+    new.write_text(json.dumps([entry]))
+    new.rename(images / "images.json")
+    key = base64.b64encode(f"sha256:{IMAGE}".encode()).decode()
+    (images / IMAGE / f"={key}").write_text(
+        json.dumps({"config": {"Cmd": ["x"], "Env": None, "Volumes": {"/b": {}, "/a": {}}}})
+    )
+    for layer, link, lower in (("top", "TTT", "l/BBB"), ("base", "BBB", None)):
+        directory = root / "overlay" / layer
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "link").write_text(link)
+        if lower:
+            (directory / "lower").write_text(lower)
+    (root / "overlay-layers").mkdir(exist_ok=True)
+    layers = [{"id": "base", "diff-size": 100}, {"id": "top", "parent": "base", "diff-size": 11}]
+    (root / "overlay-layers/layers.json").write_text(json.dumps(layers))
+
+
+def test_an_image_is_found_by_name_id_and_every_digest(tmp_path: Path) -> None:
+    layers = Layers(tmp_path, "overlay")
+    assert layers.records() == [] and layers.stored() == [] and not layers.working_containers()
+    fill(tmp_path, ["reg:5000/web:1"])
+    record = layers.by_name("reg:5000/web:1")
+    assert record is not None and record.id == IMAGE
+    assert layers.by_digest(LIST) == layers.by_digest(MANIFEST) == layers.by_id("abab") == record
+    assert layers.by_digest(f"sha256:{IMAGE}") is None, "the configuration's digest is not a manifest's"
+    image = layers.image(record, "web", LIST)
+    assert (image.id, image.digest) == (f"sha256:{IMAGE}", LIST)
+    assert image.config.command == ("x",) and image.config.volumes == ("/a", "/b") and image.config.directory == "/"
+    assert layers.lower_directories("top") == ["l/TTT", "l/BBB"] and layers.lower_directories("base") == ["l/BBB"]
+    assert layers.lower_directories("") == []
+    assert [(entry.size_bytes, entry.names) for entry in layers.stored()] == [(111, ("reg:5000/web:1",))]
+
+
+def test_a_store_that_changed_is_read_again(tmp_path: Path) -> None:
+    layers = Layers(tmp_path, "overlay")
+    fill(tmp_path, ["reg/web:1"])
+    assert layers.by_name("reg/web:1") is not None
+    fill(tmp_path, ["reg/web:2"])
+    assert layers.by_name("reg/web:1") is None and layers.by_name("reg/web:2") is not None
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, ["a"])
+    layers = Layers(tmp_path, "overlay")
+    (tmp_path / "overlay/top/link").unlink()
+    with pytest.raises(InternalError, match="damaged"):
+        layers.lower_directories("top")
+    (tmp_path / "overlay-images/images.json").write_text("{")
+    with pytest.raises(InternalError, match="cannot be understood"):
+        layers.records()
+
+
+def test_an_empty_configuration_has_defaults() -> None:
+    assert parse_configuration({}).directory == "/"
+    assert parse_configuration({"config": {"Healthcheck": {"Test": ["NONE"]}}}).healthcheck == {"Test": ["NONE"]}
+
+
+@pytest.mark.parametrize(
+    ("complaint", "kind", "sentence"),
+    [
+        ("Error: reading manifest 1 in reg:5000/web: manifest unknown: manifest unknown", NotFound, "was not found"),
+        (
+            "Error: initializing source: reading manifest: name unknown: repository name not known",
+            NotFound,
+            "not found",
+        ),
+        ("Error: unauthorized: authentication required", PermissionDenied, "credentials"),
+        ("Error: requested access to the resource is denied", PermissionDenied, "credentials"),
+        (
+            'Error: pinging: Get "https://reg": dial tcp 1.2.3.4:5000: connect: connection refused',
+            Unavailable,
+            "refused",
+        ),
+        ("Error: dial tcp: lookup reg: no such host", Unavailable, "cannot be reached"),
+        ("Error: tls: failed to verify certificate: x509: certificate signed by unknown", Unavailable, "x509"),
+        ("Error: write /v/images/tmp/x: no space left on device", ResourceExhausted, "/v/images/tmp/x is full"),
+        ("Error: no image found in manifest list for architecture s390x", FailedPrecondition, "architecture"),
+        ('time="x" level=warning msg="odd"\nError: something else', InternalError, "image w: something else"),
+        ("", InternalError, "without a word"),
+    ],
+)
+def test_what_buildah_says_becomes_an_error(complaint: str, kind: type[SwarmError], sentence: str) -> None:
+    error = explain("image w", complaint)
+    assert type(error) is kind and sentence in str(error) and str(error).startswith("image w")
+
+
+@pytest.mark.parametrize("auth", ["???", base64.b64encode(b"user").decode(), base64.b64encode(b":p").decode()])
+def test_credentials_that_are_none(auth: str) -> None:
+    with pytest.raises(InvalidArgument, match="user:password"):
+        check_auth(auth)
+
+
+def test_credentials() -> None:
+    assert check_auth(base64.b64encode(b"u:p:q").decode()) == ("u", "p:q")
+
+
+def write_archive(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def test_archives_are_joined_and_shared_files_stay_single(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        manifest = json.dumps([{"RepoTags": [f"reg/{name}:1"], "Layers": ["shared.tar"]}]).encode()
+        old = json.dumps({f"reg/{name}": {"1": name}}).encode()
+        write_archive(tmp_path / name, {"shared.tar": b"layer", "manifest.json": manifest, "repositories": old})
+    archives.join([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    with tarfile.open(tmp_path / "both") as archive:
+        assert sorted(archive.getnames()) == ["manifest.json", "repositories", "shared.tar"]
+        shared = archive.extractfile("shared.tar")
+        assert shared is not None and shared.read() == b"layer"
+    assert archives.names(tmp_path / "both") == ["reg/a:1", "reg/b:1"]
+    write_archive(tmp_path / "oci", {"index.json": b"{}"})
+    assert archives.names(tmp_path / "oci") is None
+    (tmp_path / "text").write_text("hello")
+    assert archives.names(tmp_path / "text") is None
+
+
+def test_mount_points_below_a_directory() -> None:
+    text = (
+        "30 23 0:26 / /s/rootfs/a/merged rw - overlay overlay rw\n"
+        "31 23 0:26 / /s/rootfs\\040b/x rw - overlay overlay rw\n"
+        "32 23 0:26 / /s/rootfs2/x rw - overlay overlay rw\n"
+    )
+    assert mounting.mount_points(text, Path("/s/rootfs")) == {Path("/s/rootfs/a/merged")}
+    assert mounting.mount_points(text, Path("/s/rootfs b")) == {Path("/s/rootfs b/x")}
+
+
+@pytest.mark.parametrize(("number", "kind"), [(28, ResourceExhausted), (22, FailedPrecondition), (5, InternalError)])
+def test_failed_mounts_name_the_place(number: int, kind: type[SwarmError]) -> None:
+    error = mounting.mount_error(OSError(number, os.strerror(number)), Path("/state/rootfs/x"))
+    assert type(error) is kind and "/state/rootfs/x" in str(error)

@@ -1,0 +1,100 @@
+"""Control groups in the three layouts, on directories that look like the kernel's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from swarm.errors import FailedPrecondition, InternalError, NotFound, ResourceExhausted, SwarmError
+
+from agent.runtime import cgroups, host, monitor, processes
+from agent.runtime.cgroups import Hierarchies, parse_mounts
+
+VERSION_1 = """\
+30 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw,nsdelegate
+32 30 0:28 / /sys/fs/cgroup/systemd rw,nosuid - cgroup cgroup rw,xattr,name=systemd
+35 30 0:31 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:15 - cgroup cgroup rw,cpu,cpuacct
+36 30 0:32 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
+90 36 0:32 /x /srv/root/sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+"""
+VERSION_2 = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+ROOT = Path("/sys/fs/cgroup")
+
+
+def test_layouts() -> None:
+    hybrid = parse_mounts(VERSION_1)
+    assert hybrid.roots == (ROOT / "systemd", ROOT / "cpu,cpuacct", ROOT / "memory", ROOT / "unified")
+    assert hybrid.controller("cpuacct") == ROOT / "cpu,cpuacct" and hybrid.controller("pids") is None
+    unified = parse_mounts(VERSION_2)
+    assert unified.version_2_only and unified.roots == (ROOT,) and unified.controller("memory") == ROOT
+
+
+def test_usage_of_version_2(tmp_path: Path) -> None:
+    group = tmp_path / "swarm/abc"
+    group.mkdir(parents=True)
+    (group / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    (group / "memory.current").write_text("5000\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 2000\n")
+    (group / "pids.current").write_text("3\n")
+    (group / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
+    found = Hierarchies(unified=tmp_path)
+    assert cgroups.usage(found, "/swarm", "abc") == cgroups.Usage(2.5, 3000, 3)
+    assert cgroups.killed_for_memory(found, "/swarm", "abc")
+    assert cgroups.usage(found, "/swarm", "other") is None
+    assert not cgroups.killed_for_memory(found, "/swarm", "other")
+
+
+@pytest.mark.parametrize(
+    ("mounts", "own", "expected"),
+    [
+        (VERSION_2, "0::/system.slice/swarmd.service\n", [ROOT / "swarm/monitors"]),
+        (VERSION_2, "0::/\n", []),
+        (
+            VERSION_1,
+            "4:memory:/a\n1:name=systemd:/system.slice/swarmd.service\n0::/system.slice/swarmd.service\n",
+            [ROOT / "unified/swarm/monitors", ROOT / "systemd/swarm/monitors"],
+        ),
+        (VERSION_1, "4:memory:/a\n1:name=systemd:/\n0::/\n", []),
+    ],
+)
+def test_monitors_leave_the_group_that_the_init_system_would_end(mounts: str, own: str, expected: list[Path]) -> None:
+    assert cgroups.monitor_groups(parse_mounts(mounts), "/swarm", own) == expected
+
+
+def test_capabilities_are_read_from_the_kernels_bits() -> None:
+    assert host.capabilities("Name:\tx\nCapPrm:\t0000000000000401\n") == {"CAP_CHOWN", "CAP_NET_BIND_SERVICE"}
+    assert host.capabilities("") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "sentence"),
+    [
+        (
+            'time="2026" level=error msg="runc create failed: unable to start container process: exec: \\"nope\\": '
+            'executable file not found in $PATH"',
+            NotFound,
+            'the command is not in the image: exec: "nope": executable file not found in $PATH',
+        ),
+        ("open /x: no space left on device", ResourceExhausted, "the disk is full"),
+        (
+            'unable to start container process: exec: "/data": permission denied',
+            FailedPrecondition,
+            "cannot be executed",
+        ),
+        ('error mounting "/a" to rootfs at "/b": not a directory', FailedPrecondition, "a mount failed"),
+        ("", InternalError, "without a word"),
+    ],
+)
+def test_what_the_runtime_prints_becomes_a_sentence(message: str, kind: type[SwarmError], sentence: str) -> None:
+    error = monitor.explain(message)
+    assert type(error) is kind and sentence in str(error)
+
+
+def test_a_pid_file_that_is_no_longer_true_finds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    assert processes.read_pid(path) == 0
+    path.write_text("1\n")
+    assert processes.find(processes.read_pid(path), lambda _: False) is None
+    path.write_text("garbage")
+    assert processes.find(processes.read_pid(path), lambda _: True) is None
