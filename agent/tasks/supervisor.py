@@ -15,16 +15,19 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from swarm.errors import DeadlineExceeded, SwarmError
+from swarm.retry import Backoff
 from swarm.v1 import types_pb2 as types
 
 from agent.runtime.interface import ContainerPhase
 from agent.session.mirror import Mirror
-from agent.tasks.events import Found, Phase
+from agent.tasks.events import Found
 from agent.tasks.host import TaskHost
 from agent.tasks.records import TaskRecord
 from agent.tasks.worker import TaskWorker
 
 log = logging.getLogger(__name__)
+
+SWEEP_RETRIES = Backoff(first=1.0, maximum=60.0)
 
 
 class TaskSupervisor:
@@ -68,7 +71,7 @@ class TaskSupervisor:
                 worker.unassign()
         if first is not None:
             self._resend(mirror)
-            self._sweep = asyncio.create_task(self._remove_leftovers())
+            self._sweep = asyncio.create_task(self._sweep_until_clean())
 
     def _add(self, task_id: str, record: TaskRecord | None, mirror: Mirror) -> None:
         worker = TaskWorker(task_id, self._host, random.Random(self._rng.random()), record)
@@ -107,30 +110,40 @@ class TaskSupervisor:
             if task is not None and worker.status.state > task.status.state:
                 self._host.sink.status(task_id, worker.status, urgent=True)
 
-    async def _remove_leftovers(self) -> None:
-        """Removes what belongs to no task that may have it. Failures are logged: the next start tries again."""
+    async def _sweep_until_clean(self) -> None:
+        for wait in SWEEP_RETRIES.delays(self._rng):
+            if await self._remove_leftovers():
+                return
+            await self._host.sleep(wait)
+
+    async def _remove_leftovers(self) -> bool:
+        """Removes what belongs to no task that may have it; whether nothing is left."""
         host = self._host
         sources: list[tuple[str, Callable[[], Awaitable[set[str]]], Callable[[str], Awaitable[None]]]] = [
             ("container", self._container_ids, host.runtime.delete),
             ("network namespace", host.data_plane.attached, host.data_plane.detach),
             ("root filesystem", host.images.mounted, host.images.unmount),
         ]
+        clean = True
         for what, find, remove in sources:
             try:
                 found = await find()
             except SwarmError as error:
                 log.warning("leftover %ss cannot be looked for: %s", what, error)
+                clean = False
                 continue
             for task_id in sorted(found):
                 worker = self._workers.get(task_id)
-                if worker is not None and worker.machine.phase not in (Phase.DONE, Phase.FORGOTTEN):
+                if worker is not None and not worker.machine.finished:
                     continue
                 log.info("removing the leftover %s of task %s", what, task_id)
                 try:
                     await remove(task_id)
                 except SwarmError as error:
-                    log.warning("the leftover %s of task %s stays: %s", what, task_id, error)
+                    log.warning("the leftover %s of task %s stays for now: %s", what, task_id, error)
+                    clean = False
         await asyncio.to_thread(self._remove_leftover_files)
+        return clean
 
     async def _container_ids(self) -> set[str]:
         return {state.id for state in await self._host.runtime.containers()}

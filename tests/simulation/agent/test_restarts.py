@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,13 @@ class Day:
         for _ in range(rng.randrange(40)):
             await asyncio.sleep(0)
 
-    async def settle(self, done: str) -> None:
-        """Waits until everything that is under way has come to rest; bounded by steps, not by time."""
-        for _ in range(20_000):
-            await asyncio.sleep(0.0005 if _ % 50 == 0 else 0)
-            if self.settled():
+    async def until(self, holds: Callable[[], bool], what: str) -> None:
+        """Waits for it, without a clock: files are written in threads, so some turns of the loop wait for those."""
+        for turn in range(20_000):
+            await asyncio.sleep(0.0005 if turn % 50 == 0 else 0)
+            if holds():
                 return
-        raise AssertionError(f"the node did not come to rest ({done})")
+        raise AssertionError(f"it never happened that {what}")
 
     def settled(self) -> bool:
         assert self.agent is not None
@@ -143,19 +144,18 @@ async def test_a_node_comes_to_rest_as_assigned(seed: int, tmp_path: Path) -> No
         check_reports(day.host)
     day.host.images.error = None
     day.host.runtime.delete_errors = []
-    await day.settle("after the faults")
+    await day.until(day.settled, "the node came to rest after the faults")
     assert day.agent is not None
     alive = {
         task_id for task_id in day.mirror.tasks if (worker := day.agent.worker(task_id)) and not worker.machine.finished
     }
-    assert set(day.host.runtime.held) == alive
+    await day.until(lambda: set(day.host.runtime.held) == alive, "the leftovers are removed")
     # Everything is taken away.
     day.index += 1
     day.mirror.receive(assignments(day.index, complete=True))
     day.agent.apply(day.mirror)
-    await day.settle("after everything was taken away")
+    await day.until(day.settled, "everything was taken away")
+    await day.until(lambda: not day.host.runtime.held and not day.host.data_plane.namespaces, "the host was empty")
     await day.kill_agent()
-    assert day.host.runtime.held == {}
-    assert day.host.data_plane.namespaces == set()
     assert list((tmp_path / "tasks").iterdir()) == []
     check_reports(day.host)
