@@ -23,7 +23,6 @@ from tests.support.lab import TestLab, eventually
         (("network", "rm", "nosuch"), 3, ("nosuch",)),
         (("network", "create", "-d", "overlay", "default"), 4, ("default",)),
         (("network", "create", "-d", "bridge", "b"), 2, ("bridge",)),
-        (("swarm", "join", "--token", "garbage", "198.18.0.1:2377"), 2, ("token",)),
     ],
 )
 def test_refused_with_a_sentence(lab: TestLab, arguments: tuple[str, ...], code: int, words: tuple[str, ...]) -> None:
@@ -54,3 +53,9 @@ def test_an_image_that_vanished_is_told_in_service_ps(lab: TestLab) -> None:
     lab.swarmctl("service", "create", "--detach", "--name", "odd", "web", "/no/such/program")
     error = eventually(lambda: [t.error for t in lab.tasks("odd") if "/no/such/program" in t.error])
     assert "Traceback" not in error[0]
+
+
+def test_a_host_of_a_swarm_does_not_join_again(lab: TestLab) -> None:
+    token = lab.swarmctl("swarm", "join-token", "-q", "worker").strip()
+    code, said = lab.refused("--node", "w1", "swarm", "join", "--token", token, f"{lab.host('m1').address}:2377")
+    assert code == 10 and "leave" in said

@@ -67,7 +67,7 @@ def test_the_agents_death_disturbs_neither_containers_nor_addresses_nor_names(la
     for _ in range(10):
         assert lab.who("w1", PORT)
         address = lab.resolve(client, "web")[0]
-        assert "container" in lab.inside(client, "wget", "-q", "-T", "3", "-O", "-", f"http://{address}/cgi-bin/whoami")
+        assert "container" in lab.fetch_inside(client, f"http://{address}/cgi-bin/whoami")
         time.sleep(0.1)
     lab.start_daemon("w1")
     lab.wait_ready("w1")
