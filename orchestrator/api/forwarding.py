@@ -28,7 +28,7 @@ from swarm.streams import Pumped
 
 from orchestrator.consensus import Consensus, Leadership, Member
 
-ELECTION_TIMEOUT = 6.0  # seconds to find a leader that answers: several elections
+ELECTION_TIMEOUT = 3.0  # seconds to find a leader that answers: several elections
 CALL_TIMEOUT = 60.0  # seconds of a unary call whose caller set no deadline
 CONNECT_TIMEOUT = 2.0  # seconds to the leader; after that, ask again who it is
 _BACKOFF = Backoff(first=0.02, maximum=0.25)
