@@ -1,9 +1,9 @@
-"""What the kernel knows of a container's connections: open TCP connections from elsewhere, and UDP flows to forget.
+"""What the kernel knows of connections: open TCP connections from elsewhere, and flows to forget.
 
-Run on a thread that is inside the container's namespace. `inbound` decides, over what sock_diag lists, which connections
-draining has to wait for; `forget_udp` removes the conntrack entries of UDP flows whose backend is gone, since conntrack would
-lead the next packet of the same client port to the old backend for ever. Layouts: linux/inet_diag.h,
-nfnetlink_conntrack.h.
+Run on a thread that is inside the namespace in question. `inbound` decides, over what sock_diag lists, which connections
+draining has to wait for; `forget` removes the conntrack entries of flows whose backend is gone, since conntrack would lead the
+next datagram of the same client port, or the next attempt to open a connection, to the old backend again. Layouts:
+linux/inet_diag.h, nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ LISTEN = 10
 
 _CT_DELETE, _CT_GET = 0x102, 0x101  # subsystem 1, messages 2 and 1
 _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE = 1, 2, 18
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_ZONE = 1, 2, 3, 18
+IPS_SEEN_REPLY = 2
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_SRC, CTA_IP_DST = 1, 2
 CTA_PROTO_NUM = 1
@@ -88,24 +89,31 @@ def _address(family: int, data: bytes) -> str:
     return str(address.ipv4_mapped or address)
 
 
-def forget_udp(backends: Set[str]) -> int:
-    """Forgets the UDP flows that lead to one of `backends` by translation; says how many."""
+def forget(backends: Set[str]) -> int:
+    """Forgets the flows that translation leads to one of `backends`: UDP, and TCP that was not answered yet. Says how many."""
     requests: list[Request] = []
     if not _has_flows():
         return 0
     with NetlinkSocket(NETLINK_NETFILTER) as netlink:
         for body in netlink.dump(_CT_GET, _NFGENMSG):
             found = attributes(body[4:])
-            original, reply = found.get(CTA_TUPLE_ORIG, b""), found.get(CTA_TUPLE_REPLY, b"")
-            protocol, _, asked = _tuple(original)
-            _, answering, _ = _tuple(reply)
-            if protocol == socket.IPPROTO_UDP and answering != asked and answering in backends:
+            original = found.get(CTA_TUPLE_ORIG, b"")
+            if _is_stale(found, backends):
                 payload = _NFGENMSG + attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, original)
                 if CTA_ZONE in found:
                     payload += attribute(CTA_ZONE, found[CTA_ZONE])
-                requests.append(Request(_CT_DELETE, 0, payload, "forget a UDP flow", GONE))
+                requests.append(Request(_CT_DELETE, 0, payload, "forget a flow", GONE))
         netlink.execute(requests)
     return len(requests)
+
+
+def _is_stale(flow: dict[int, bytes], backends: Set[str]) -> bool:
+    protocol, _, asked = _tuple(flow.get(CTA_TUPLE_ORIG, b""))
+    _, answering, _ = _tuple(flow.get(CTA_TUPLE_REPLY, b""))
+    if answering == asked or answering not in backends:
+        return False
+    answered = bool(int.from_bytes(flow.get(CTA_STATUS, b""), "big") & IPS_SEEN_REPLY)
+    return protocol == socket.IPPROTO_UDP or (protocol == socket.IPPROTO_TCP and not answered)
 
 
 def _has_flows() -> bool:

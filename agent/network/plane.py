@@ -37,7 +37,7 @@ from agent.network.task_rules import Backends, balancing, bridge_macs, task_tabl
 from agent.network.wiring import Wiring, wire
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
-RESOLVER_CHECK_SECONDS = 5.0
+RESOLVER_PAUSE_SECONDS = 2.0  # between attempts to start a resolver that does not start
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,15 @@ class LinuxDataPlane:
         self._tools = Tools(self._threads, NftContexts())
         self._resolver = ResolverClient(run_dir, state_dir / "logs" / "resolver.log", resolv_conf_path)
         self._attached: dict[str, Attached] = {}
-        self._building: set[str] = set()
+        self._building: dict[str, Wiring] = {}
         self._view: NetworkView | None = None
+        self._in_force: NetworkView | None = None
         self._overlays: dict[str, Overlay] = {}
         self._virtual_ips: dict[str, Backends] = {}
         self._macs: dict[int, str] = {}
+        self._port_backends: set[str] = set()
+        self._withdrawn: dict[str, set[str]] = {}  # backends, by network, whose flows are still to be forgotten
+        self._withdrawn_ports: set[str] = set()  # the same for published ports
         self._host: HostState | None = None  # None: not known, read the kernel
         self._host_table: Table | None = None
         self._applying = asyncio.Lock()
@@ -142,35 +146,43 @@ class LinuxDataPlane:
     async def _watch_resolver(self) -> None:
         """Starts the resolver again where it died."""
         while True:
-            await asyncio.sleep(RESOLVER_CHECK_SECONDS)
             try:
+                await self._resolver.ended()
                 await self._resolver.refresh()
             except SwarmError as error:
                 log.warning("%s", error)
+                await asyncio.sleep(RESOLVER_PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------------ views
 
     async def apply(self, view: NetworkView) -> None:
-        """Puts the view in force. Of several that wait only the newest is put in force; all return then."""
-        if self._view is None or view.index >= self._view.index:
-            self._view = view
+        """Puts the view in force. Of several that wait only the last is put in force; all return then."""
+        self._view = view
         async with self._applying:
             newest = self._view
-            assert newest is not None
+            if newest is self._in_force:
+                return
+            self._in_force = None
             with _as_swarm_error("the networks of this host cannot be programmed"):
                 await self._put_in_force(newest)
+            self._in_force = newest
 
     async def _put_in_force(self, view: NetworkView) -> None:
-        gone = _withdrawn(self._virtual_ips, balancing(view))
         await self._program_overlays(view)
-        self._virtual_ips, self._macs = balancing(view), bridge_macs(view)
+        virtual_ips = balancing(view)
+        for network_id, backends in _withdrawn(self._virtual_ips, virtual_ips).items():
+            self._withdrawn.setdefault(network_id, set()).update(backends)
+        self._virtual_ips, self._macs = virtual_ips, bridge_macs(view)
         await self._program_host_table(view)
-        async with asyncio.TaskGroup() as group:
-            for task_id in list(self._attached):
-                group.create_task(self._program_task(task_id))
-        if gone:
-            await self._forget_flows(gone)
+        # One container that cannot be programmed must not keep the others from what they need.
+        results = await asyncio.gather(
+            *(self._program_task(task_id) for task_id in list(self._attached)), return_exceptions=True
+        )
+        await self._forget_flows()
         await self._resolver.set_networks(network_records(view))
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def _program_overlays(self, view: NetworkView) -> None:
         under = await self._threads.run(host_kernel.underlay, view.address)
@@ -180,8 +192,8 @@ class LinuxDataPlane:
             if one.network.vni
         }
         # A task that is about to end may be the last one of a network that the view no longer names.
-        for attached in self._attached.values():
-            for interface in attached.wiring.interfaces:
+        for wiring in (*(attached.wiring for attached in self._attached.values()), *self._building.values()):
+            for interface in wiring.interfaces:
                 known = self._overlays.get(interface.network_id)
                 if known is not None:
                     overlays.setdefault(interface.network_id, known)
@@ -196,12 +208,24 @@ class LinuxDataPlane:
 
     async def _program_host_table(self, view: NetworkView) -> None:
         wirings = {task_id: attached.wiring for task_id, attached in self._attached.items()}
-        table = host_table(published_ports(view, wirings), self._overlays.values(), view.node_id)
+        ports = published_ports(view, wirings)
+        table = host_table(ports, self._overlays.values(), view.node_id)
         commands = difference(self._host_table, table)
         if commands:
             self._host_table = None
             await self._threads.run(task_kernel.program_host, self._tools, commands)
             self._host_table = table
+        backends = {address for port in ports for address in port.backends}
+        self._withdrawn_ports |= self._port_backends - backends
+        self._port_backends = backends
+
+    async def _refresh_host_ports(self, task_id: str) -> None:
+        """The task came or went: the ports that it publishes in host mode with it."""
+        async with self._applying:
+            view = self._view
+            if view is not None and any(port.task_id == task_id for port in view.host_ports):
+                with _as_swarm_error("the published ports of this host cannot be programmed"):
+                    await self._program_host_table(view)
 
     async def _program_task(self, task_id: str) -> None:
         attached = self._attached.get(task_id)
@@ -218,11 +242,18 @@ class LinuxDataPlane:
                 await self._threads.run(task_kernel.program, self._tools, self._namespaces / task_id, commands)
                 attached.tables = tables
 
-    async def _forget_flows(self, gone: Mapping[str, set[str]]) -> None:
-        for task_id, attached in list(self._attached.items()):
-            backends = set().union(*(gone.get(one.network_id, set()) for one in attached.wiring.interfaces))
-            if backends:
-                await self._threads.run(_forget_inside, self._threads, self._namespaces / task_id, backends)
+    async def _forget_flows(self) -> None:
+        """Lets flows go that lead to backends which were withdrawn since the last time."""
+        if self._withdrawn:
+            for task_id, attached in list(self._attached.items()):
+                gone = set().union(*(self._withdrawn.get(one.network_id, set()) for one in attached.wiring.interfaces))
+                path = self._namespaces / task_id
+                if gone and path.exists():
+                    await self._threads.run(_forget_inside, self._threads, path, gone)
+            self._withdrawn = {}
+        if self._withdrawn_ports:
+            await self._threads.run(connections.forget, self._withdrawn_ports)
+            self._withdrawn_ports = set()
 
     # ------------------------------------------------------------------------------------------------------ containers
 
@@ -242,11 +273,11 @@ class LinuxDataPlane:
                 raise FailedPrecondition(f"task {task_id} is being attached already")
             nameservers = tuple(dns.nameservers) if dns is not None else ()
             wiring = wire(task_id, attachments, self._overlays, hostname=hostname, nameservers=nameservers)
-            self._building.add(task_id)
+            self._building[task_id] = wiring
             try:
                 await self._build(wiring, {k: v for k, v in (sysctls or {}).items() if k.startswith("net.")})
             finally:
-                self._building.discard(task_id)
+                del self._building[task_id]
         wiring = self._attached[task_id].wiring
         addresses = tuple(interface.address for interface in wiring.interfaces if not interface.ingress)
         return ContainerNetwork(
@@ -276,11 +307,10 @@ class LinuxDataPlane:
             await self._resolver.set_container(task_id, self._resolver_container(self._attached[task_id]))
             with _as_swarm_error(f"task {task_id}: its virtual IPs cannot be set up"):
                 await self._program_task(task_id)  # a newer view may have come while it was built
+            await self._refresh_host_ports(task_id)
         except BaseException:
             await self.detach(task_id)
             raise
-        if self._view is not None and any(port.task_id == task_id for port in self._view.host_ports):
-            await self.apply(self._view)
 
     async def detach(self, task_id: str) -> None:
         """See `DataPlane`."""
@@ -298,6 +328,7 @@ class LinuxDataPlane:
                     await self._threads.run(task_kernel.remove_ports, ports)
             await self._threads.run(namespaces.delete, self._namespaces / task_id)
             (self._records / f"{task_id}.json").unlink(missing_ok=True)
+        await self._refresh_host_ports(task_id)
 
     async def attached(self) -> set[str]:
         return set(self._attached)
@@ -347,7 +378,7 @@ def _all_backends(backends: Iterable[tuple[str, ...]]) -> set[str]:
 
 def _forget_inside(threads: NamespaceThreads, path: Path, backends: set[str]) -> None:
     with threads.inside(path):
-        connections.forget_udp(backends)
+        connections.forget(backends)
 
 
 def _list_tcp_inside(threads: NamespaceThreads, path: Path) -> list[connections.TcpSocket]:

@@ -67,6 +67,20 @@ class ResolverClient:
             self._wanted_containers[container_id] = container
         await self._tell()
 
+    async def ended(self) -> None:
+        """Returns when the resolver has ended, at once where there is none."""
+        pid = running_resolver(self._run_dir)
+        if pid is None:
+            return
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            await _readable(descriptor)
+        finally:
+            os.close(descriptor)
+
     async def refresh(self) -> None:
         """Makes sure that the resolver runs and knows everything."""
         async with self._lock:
@@ -223,16 +237,20 @@ def _spawn(run_dir: Path, log_path: Path, resolv_conf: Path) -> tuple[subprocess
     return process, reading
 
 
-async def _first_line(descriptor: int) -> bytes:
-    """What is written to a pipe first; empty where it is closed instead."""
+async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(descriptor, readable.set)
+    event = asyncio.Event()
+    loop.add_reader(descriptor, event.set)
     try:
-        await readable.wait()
-        return os.read(descriptor, 64)
+        await event.wait()
     finally:
         loop.remove_reader(descriptor)
+
+
+async def _first_line(descriptor: int) -> bytes:
+    """What is written to a pipe first; empty where it is closed instead."""
+    await _readable(descriptor)
+    return os.read(descriptor, 64)
 
 
 def running_resolver(run_dir: Path) -> int | None:
@@ -253,16 +271,12 @@ async def _wait_for_end(pid: int) -> None:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
     try:
         async with asyncio.timeout(REPLY_SECONDS):
-            await ended.wait()
+            await _readable(descriptor)
     except TimeoutError:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     finally:
-        loop.remove_reader(descriptor)
         os.close(descriptor)
 
 

@@ -82,6 +82,18 @@ async def test_a_port_without_a_serving_task_refuses() -> None:
             await lab.ask(lab.hosts[1].path, "127.0.0.1", 8080)
 
 
+async def test_udp_clients_leave_a_withdrawn_task() -> None:
+    async with laboratory(2) as lab:
+        tasks = await _web(lab, 2)
+        source = (CLIENT, 46000)
+        address = lab.hosts[0].address
+        owner = (await lab.ask_udp(lab.outside, address, 5353, source=source)).decode().split()[0]
+        lab.withdraw(owner)
+        await lab.apply()
+        (other,) = set(tasks) - {owner}
+        assert (await lab.ask_udp(lab.outside, address, 5353, source=source)).decode().split()[0] == other
+
+
 async def test_a_port_that_is_published_no_longer_is_the_hosts_again() -> None:
     async with laboratory(1) as lab:
         await _web(lab, 1)

@@ -56,7 +56,9 @@ async def test_without_a_serving_task_connections_are_refused_at_once() -> None:
         await lab.apply()
         with refused():
             await lab.ask(lab.inside(client), VIP)
-        with pytest.raises((ConnectionRefusedError, PermissionError)):  # whichever the kernel tells a sender of datagrams
+        with pytest.raises(
+            (ConnectionRefusedError, PermissionError)
+        ):  # whichever the kernel tells a sender of datagrams
             await lab.ask_udp(lab.inside(client), VIP)
         with refused():
             await lab.ask(lab.inside(tasks[0]), VIP)
@@ -120,6 +122,19 @@ async def test_udp_clients_leave_a_withdrawn_task() -> None:
         await lab.apply()
         (other,) = set(tasks) - {owner}
         assert (await lab.ask_udp(lab.inside(client), VIP, source=source)).decode().split()[0] == other
+
+
+async def test_a_connection_that_is_not_answered_yet_goes_to_another_task_when_its_host_is_lost() -> None:
+    async with laboratory(2) as lab:
+        tasks, client = await _web(lab, 2)
+        here, lost = tasks
+        run("ip", "link", "set", "uplink", "down", namespace=lab.hosts[1].namespace)
+        waiting = [asyncio.create_task(lab.ask(lab.inside(client), VIP)) for _ in range(2)]
+        done, pending = await asyncio.wait(waiting, timeout=0.5)
+        assert len(done) == len(pending) == 1  # the other one was sent to the lost host
+        lab.forget(lost)
+        await lab.apply(lab.hosts[0])
+        assert {(await one)[0] for one in waiting} == {here}
 
 
 async def test_no_connection_fails_while_backends_come_and_go() -> None:
