@@ -109,6 +109,7 @@ class Member:
         )
         self.manager: ManagerProcess | None = None
         self._role_changed = asyncio.Event()
+        self._role_asked: Role | None = None
         self._leaving = False
         self._heard = False  # assignments from a manager, not only from the disk
         self.ready = asyncio.Event()  # a session began and the networks that it named are in force
@@ -192,8 +193,9 @@ class Member:
             self._file.write(self.record)
             self._parts.use_registry(self.record.default_registry)
         wanted = Role.MANAGER if settings.node.spec.desired_role == types.NODE_ROLE_MANAGER else Role.WORKER
-        if settings.node.spec.desired_role and wanted is not self.role:
+        if settings.node.spec.desired_role and wanted not in (self.role, self._role_asked):
             log.info("this node is to become a %s", wanted.value)
+            self._role_asked = wanted
             self.renewal.request()
 
     async def assignments(self, message: dispatcher.Assignments) -> None:
@@ -237,6 +239,7 @@ class Member:
         return list(dict.fromkeys([*first, *self.record.managers]))
 
     async def _renewed(self, peer: Peer) -> None:
+        self._role_asked = None  # where the managers were not ready to change it yet, their next settings ask again
         self._role_changed.set()
 
     async def _keep_certificate(self) -> None:

@@ -89,7 +89,7 @@ async def _attach(task: types.Task, container: types.ContainerSpec, host: TaskHo
 async def _rootfs(
     task: types.Task, container: types.ContainerSpec, host: TaskHost, progress: Callable[[str], None]
 ) -> tuple[Image, Path]:
-    progress(f"image {container.image}")
+    progress(f"preparing image {container.image}")
     image = await host.images.ensure(container.image, container.image_digest)
     async with host.starts:
         return image, await host.images.mount(task.id, image)

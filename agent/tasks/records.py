@@ -1,15 +1,19 @@
-"""What the agent writes down about each task: STATE/tasks/ID, one JSON file, replaced by rename.
+"""What the agent writes down about each task: STATE/tasks/ID, one line of JSON.
 
 A record holds what cannot be found out again after a restart of the agent: the observed status (it never goes back), and
 what the image had to say about the container's end and health. That the task exists at all, and what it is made of, is in
-the mirror of the assignments. Steps on the way are renamed into place without a sync, which survives the end of our process;
-the first and the final state are synced, because they must survive the end of the host.
+the mirror of the assignments.
+
+Steps on the way are written in place, in one write and without a sync: that survives the end of our process, and after the
+end of the host a record that cannot be read is made up from what the managers remember. The final state is synced and
+renamed into place: it may be the only witness that a job has finished.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,15 +78,12 @@ class TaskRecords:
     def write(self, record: TaskRecord) -> None:
         """Raises ResourceExhausted where the disk refuses."""
         path = self._directory / record.task_id
-        data = json.dumps(_encode(record), separators=(",", ":")).encode()
-        lasting = is_final(record.status.state) or not path.exists()
+        data = json.dumps(_encode(record), separators=(",", ":")).encode() + b"\n"
         try:
-            if lasting:
+            if is_final(record.status.state):
                 write_atomically(path, data)
             else:
-                temporary = path.with_name(f".{path.name}.new")
-                temporary.write_bytes(data)
-                temporary.replace(path)
+                _overwrite(path, data)
         except OSError as error:
             raise ResourceExhausted(
                 f"the state of task {record.task_id} cannot be written to {path}: {error}"
@@ -99,12 +100,22 @@ class TaskRecords:
                 path.unlink(missing_ok=True)
                 continue
             try:
-                record = _decode(json.loads(path.read_bytes()))
+                record = _decode(json.loads(path.read_bytes().partition(b"\n")[0]))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.error("the record %s cannot be read and is ignored: %s", path, error)
                 continue
             found[record.task_id] = record
         return found
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """What a longer record left behind the first line means nothing, so nobody sees a mixture of two records."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, data, 0)
+        os.ftruncate(descriptor, len(data))
+    finally:
+        os.close(descriptor)
 
 
 def _encode(record: TaskRecord) -> dict[str, object]:

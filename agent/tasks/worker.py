@@ -12,7 +12,7 @@ import logging
 import random
 import shutil
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 
 from swarm.errors import NotFound, SwarmError
@@ -89,7 +89,7 @@ class TaskWorker:
         try:
             while not self.gone.is_set():
                 event = await self._events.get()
-                for command in self.machine.handle(event):
+                for command in folded(self.machine.handle(event)):
                     await self._execute(command)
                 if self.machine.finished:
                     self.ended.set()
@@ -98,9 +98,9 @@ class TaskWorker:
 
     # ---------------------------------------------------------------------------------------------------- commands
 
-    async def _execute(self, command: Command) -> None:
+    async def _execute(self, command: Command | tuple[events.Report, ...]) -> None:
         match command:
-            case events.Report():
+            case tuple():
                 await self._report(command)
             case events.Prepare():
                 self._spawn(self._prepare)
@@ -122,21 +122,23 @@ class TaskWorker:
             case events.Forget():
                 await self._forget()
 
-    async def _report(self, report: events.Report) -> None:
-        status = next_status(self.record.status, report, self._host.clock.wall(), self.task_id)
-        if report.state == types.TASK_STATE_RUNNING and not self.record.status.HasField("running_since"):
+    async def _report(self, reports: tuple[events.Report, ...]) -> None:
+        """Writes the last of them down, with what each of them brought, and tells it."""
+        before = status = self.record.status
+        for report in reports:
+            status = next_status(status, report, self._host.clock.wall(), self.task_id)
+        if status.HasField("running_since") and not before.HasField("running_since"):
             self._host.on_started(self._host.clock.monotonic() - self._assigned_at)
         self.record = TaskRecord(self.task_id, status, self.record.stop_signal, self.record.health)
-        lasting = is_final(status.state) or status.state == types.TASK_STATE_ACCEPTED
         try:
-            if lasting:
-                await asyncio.to_thread(self._host.records.write, self.record)
-            else:
+            if is_final(status.state):
+                await asyncio.to_thread(self._host.records.write, self.record)  # waits for the disk
+            elif status.state != before.state or status.health != before.health:
                 self._host.records.write(self.record)
         except SwarmError as error:
             # The managers must still learn of it; after a restart of the agent the container tells the rest.
             log.error("task %s: %s", self.task_id, error)
-        self._host.sink.status(self.task_id, status, urgent=report.urgent)
+        self._host.sink.status(self.task_id, status, urgent=any(report.urgent for report in reports))
 
     async def _prepare(self) -> None:
         if self._spec is None:
@@ -302,3 +304,18 @@ class TaskWorker:
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+
+
+def folded(commands: Iterable[Command]) -> Iterator[Command | tuple[events.Report, ...]]:
+    """Reports that follow one another become one: nobody would see the earlier ones."""
+    reports: list[events.Report] = []
+    for command in commands:
+        if isinstance(command, events.Report):
+            reports.append(command)
+            continue
+        if reports:
+            yield tuple(reports)
+            reports.clear()
+        yield command
+    if reports:
+        yield tuple(reports)

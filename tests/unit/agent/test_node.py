@@ -86,6 +86,16 @@ def test_a_task_record_gives_back_what_was_written(tmp_path: Path) -> None:
     assert records.load() == {}
 
 
+def test_a_shorter_record_after_a_longer_one_is_read_alone(tmp_path: Path) -> None:
+    records = TaskRecords(tmp_path)
+    for message in ("a long message" * 20, "short"):
+        status = next_status(types.TaskStatus(), Report(types.TASK_STATE_PREPARING, message), 1.0, "t1")
+        records.write(TaskRecord("t1", status))
+    with (tmp_path / "t1").open("a") as stream:  # killed before it could cut the rest off
+        stream.write('sage"}')
+    assert records.load()["t1"].status.message == "short"
+
+
 def test_a_half_written_record_is_cleared_away(tmp_path: Path) -> None:
     records = TaskRecords(tmp_path)
     (tmp_path / ".t1.new").write_text("{")

@@ -57,7 +57,7 @@ async def test_a_task_runs(agents: Agents) -> None:
     host, tasks = agents.host, await agents.start()
     tasks.apply(world(make_task()))
     status = await host.sink.until("t1", RUNNING)
-    assert host.sink.states("t1")[0] == "ACCEPTED"
+    assert host.sink.states("t1")[0] == "PREPARING"
     assert status.container.image_digest == "sha256:digest"
     assert status.container.pid == 4711
     assert status.HasField("running_since")
