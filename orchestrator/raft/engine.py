@@ -15,6 +15,7 @@ import hashlib
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,14 @@ class MemberNode(Node):  # type: ignore[misc]
     def __init__(self, node_id: str, address: str = "") -> None:
         super().__init__(node_id)
         self.address = address
+        # A stable hash: sets of members have the same order in every process, so that a simulation's seed replays.
+        self._hash = zlib.crc32(node_id.encode())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MemberNode) and self.id == other.id
 
 
 def check_library(directory: Path | None = None) -> None:

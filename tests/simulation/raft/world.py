@@ -210,6 +210,23 @@ class Network:
         self.rough = 0.0
 
 
+@dataclass
+class Promises:
+    """What others rely on."""
+
+    stored: int = 0  # acknowledged: all entries up to here
+    vote: tuple[int, str] = (0, "")
+
+    def broken_by(self, core: Core) -> str | None:
+        """What a member that came back no longer knows."""
+        if core.last_index < self.stored:
+            return f"acknowledged entry {self.stored} and came back with entries up to {core.last_index}"
+        term, candidate = self.vote
+        if core.term < term or (core.term == term and (core.voted_for or "") != candidate):
+            return f"voted for {candidate} in term {term} and came back in term {core.term}, vote {core.voted_for}"
+        return None
+
+
 class Host:
     """A member's disk, and its lives."""
 
@@ -217,12 +234,13 @@ class Host:
         self.world, self.name = world, name
         self.disk = VirtualDirectory(world.rng)
         self.founders = founders
-        self.core: Core | None = None
+        self.core: CheckedCore | None = None
         self.machine = Machine(world, name)
         self.links = VirtualLinks(world, name)
         self.paused_until = 0.0
         self.skew = 0.0
         self.leadership: Leadership | None = None
+        self.promises = Promises()
 
     def start(self) -> None:
         world = self.world
@@ -230,7 +248,7 @@ class Host:
         try:
             stored = CheckedJournal(self.disk, membership.founding(Member(name, f"{name}:1") for name in self.founders))
             stored.attach(world, self.name)
-            self.core = Core(
+            self.core = CheckedCore(
                 MemberNode(self.name, f"{self.name}:1"),
                 journal=stored,
                 snapshots=SnapshotStore(self.disk),
@@ -250,6 +268,10 @@ class Host:
             world.violated(f"{self.name} cannot start: {error}")
             return
         if self.core is not None:
+            self.core.promises = self.promises
+            broken = self.promises.broken_by(self.core)
+            if broken:
+                world.violated(f"{self.name} {broken}")
             for other in sorted(world.hosts):
                 if other != self.name and self.name in world.hosts[other].links.peers:
                     world.network.dial(other, self.name)
@@ -266,7 +288,7 @@ class Host:
                 self.crashed()
             except Violation:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 – as the real background does
                 life.post(done, None, error)
             else:
                 life.post(done, result, None)
@@ -294,7 +316,7 @@ class Host:
             self.crashed()
         except Violation:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 – whatever stops a member is a finding
             self.world.violated(f"{self.name} stopped: {type(error).__name__}: {error}")
 
     def crashed(self) -> None:
@@ -335,6 +357,25 @@ class CheckedJournal(Journal):
         if self._world is not None:
             self._world.logged(self._name, idx, term, command, self[-1][2])
         super().add(command, idx, term)
+
+
+class CheckedCore(Core):
+    """Remembers what the member promised to others, which no crash may take back."""
+
+    promises: Promises
+
+    def send_message(self, node_id: str, message: pb.RaftMessage) -> bool:
+        sent = super().send_message(node_id, message)
+        answer, vote = message.append_response, message.vote
+        if answer.success:
+            self.promises.stored = max(self.promises.stored, answer.match_index)
+        if vote.granted and not vote.prevote:
+            self.promises.vote = (vote.term, node_id)
+        return sent
+
+    def log_truncated(self, index: int) -> None:
+        self.promises.stored = min(self.promises.stored, index - 1)
+        super().log_truncated(index)
 
 
 class World:
@@ -434,7 +475,8 @@ class World:
         if rng.random() < 0.004:
             self._transfer()
         if self._change_members and rng.random() < 0.02:
-            self._change_configuration()
+            for _ in range(rng.choice((1, 1, 3))):
+                self._change_configuration()
 
     def _partition(self, names: list[str]) -> None:
         rng = self.rng
