@@ -84,22 +84,31 @@ class AddressBook:
         self._taken = {network.gateway}
         for service in snapshot.services:
             self._taken.update(vip.address for vip in service.virtual_ips if vip.network_id == network.id)
+        self._full = False
         rotation.begin_after_newest(snapshot, network.id)
 
     def take(self) -> str | None:
         """The next free address, without a prefix length; None where the subnet is full."""
         first = int(self._subnet.network_address) + 1
         last = int(self._subnet.broadcast_address) - 1
+        if self._full or len(self._held) >= last - first + 1:
+            return None
         number = self._rotation.next(self.network.id, first, last, self._is_taken)
         if number is None:
+            self._full = True  # the next task of this step need not search the whole subnet again
             return None
-        address = str(ipaddress.IPv4Address(number))
+        address = _dotted(number)
         self._taken.add(address)
         return address
 
     def _is_taken(self, number: int) -> bool:
-        address = str(ipaddress.IPv4Address(number))
+        address = _dotted(number)
         return address in self._taken or address in self._held
 
     def with_prefix(self, address: str) -> str:
         return f"{address}/{self._subnet.prefixlen}"
+
+
+def _dotted(number: int) -> str:
+    """As `str(IPv4Address(number))`, several times quicker: searching a crowded subnet asks for many."""
+    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"

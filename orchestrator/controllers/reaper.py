@@ -22,7 +22,13 @@ def reap_service(snapshot: Snapshot, service_id: str) -> Decision:
         return Decision(tuple(_remove_service(snapshot, service_id, service)))
     changes: list[Change] = []
     referenced = {service.revision_id, service.previous_revision_id}
-    for _, tasks in sorted(snapshot.tasks.slots(service_id), key=lambda item: str(item[0])):
+    history: list[tuple[Task, ...]] = []
+    for _, tasks in snapshot.tasks.slots(service_id):
+        if len(tasks) == 1 and tasks[0].desired_state <= TASK_STATE_RUNNING:
+            referenced.add(tasks[0].revision_id)  # nothing to forget in nearly all slots
+        else:
+            history.append(tasks)
+    for tasks in sorted(history, key=lambda tasks: tasks[0].id):
         forgotten = {task.id for task in _forgettable(snapshot, service, tasks)}
         changes += [Remove(Kind.TASK, task.id) for task in tasks if task.id in forgotten]
         referenced.update(task.revision_id for task in tasks if task.id not in forgotten)

@@ -12,6 +12,8 @@ from orchestrator.controllers.service_view import ServiceView, Slot, stop
 from orchestrator.store import Change
 from orchestrator.store.states import is_ended, is_healthy
 
+MAX_CREATED_AT_ONCE = 2000  # tasks of a service in one round: a round holds up everything else on the loop
+
 
 def scale(view: ServiceView, slots: Sequence[Slot]) -> tuple[list[Change], list[Slot]]:
     """The changes that bring the number of claimed slots to the spec's, and the claimed slots that stay."""
@@ -25,7 +27,8 @@ def scale(view: ServiceView, slots: Sequence[Slot]) -> tuple[list[Change], list[
     busy = {slot.key for slot in slots if slot.current or slot.leaving}
     created: list[Change] = []
     number = 1
-    while len(created) < wanted - len(claimed):
+    # The commit of a round that was cut short is the event that begins the next one.
+    while len(created) < min(wanted - len(claimed), MAX_CREATED_AT_ONCE):
         if number not in busy:
             created.append(view.new_task(number))
         number += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from swarm.clock import timestamp
 from swarm.v1.types_pb2 import (
@@ -19,6 +20,7 @@ from swarm.v1.types_pb2 import (
     TASK_STATE_PENDING,
     TASK_STATE_RUNNING,
     TASK_STATE_SHUTDOWN,
+    PortConfig,
     Service,
     ServiceRevision,
     Task,
@@ -71,14 +73,29 @@ class ServiceView:
     new_id: Callable[[], str]
     budget: ReplacementBudget
     _dirty: dict[str, bool] = field(default_factory=dict)
+    _places: dict[str, Place] = field(default_factory=dict)
+
+    @cached_property
+    def _host_ports(self) -> list[PortConfig]:
+        return [port for port in self.service.spec.ports if not is_ingress(port)]
+
+    @cached_property
+    def _ingress_id(self) -> str:
+        """The ingress network, where the service's tasks need an address on it."""
+        ingress = self.snapshot.networks.ingress() if has_ingress_ports(self.service) else None
+        return "" if ingress is None else ingress.id
 
     def slots(self) -> list[Slot]:
         """All slots that have tasks, in order."""
         found = [self._slot(key, tasks) for key, tasks in self.snapshot.tasks.slots(self.service.id)]
-        return sorted(found, key=lambda slot: (str(type(slot.key)), slot.key))
+        found.sort(key=lambda slot: slot.key)
+        return found
 
     def _slot(self, key: SlotKey, tasks: tuple[Task, ...]) -> Slot:
         slot = Slot(key, tasks)
+        if len(tasks) == 1 and tasks[0].desired_state <= TASK_STATE_RUNNING:
+            slot.current.append(tasks[0])  # nearly all slots, nearly always
+            return slot
         for task in tasks:
             if task.desired_state <= TASK_STATE_RUNNING:
                 slot.current.append(task)
@@ -87,9 +104,16 @@ class ServiceView:
         return slot
 
     def place(self, task: Task) -> Place:
-        if not task.node_id:
+        node_id = task.node_id
+        found = self._places.get(node_id)
+        if found is None:
+            found = self._places[node_id] = self._place_of(node_id)
+        return found
+
+    def _place_of(self, node_id: str) -> Place:
+        if not node_id:
             return Place.FINE
-        node = self.snapshot.nodes.get(task.node_id)
+        node = self.snapshot.nodes.get(node_id)
         if node is None:
             return Place.GONE
         if node.status.state == NODE_STATE_DOWN:
@@ -116,17 +140,16 @@ class ServiceView:
 
     def _ports_moved(self, task: Task) -> bool:
         """Ports are no part of the task's spec, but of its wiring: host ports, and an address on the ingress network."""
-        if task.status.state < TASK_STATE_PENDING:
+        wanted, has_ports = self._host_ports, task.host_ports
+        if not (wanted or has_ports or self._ingress_id) or task.status.state < TASK_STATE_PENDING:
             return False
-        wanted = [port for port in self.service.spec.ports if not is_ingress(port)]
-        if len(wanted) != len(task.host_ports):
+        if len(wanted) != len(has_ports):
             return True
-        for want, has in zip(wanted, task.host_ports, strict=True):
+        for want, has in zip(wanted, has_ports, strict=True):
             same_number = want.published_port in (0, has.published_port)
             if not same_number or want.target_port != has.target_port or port_key(want)[0] != port_key(has)[0]:
                 return True
-        ingress = self.snapshot.networks.ingress() if has_ingress_ports(self.service) else None
-        return ingress is not None and all(at.network_id != ingress.id for at in task.attachments)
+        return bool(self._ingress_id) and all(at.network_id != self._ingress_id for at in task.attachments)
 
     def new_task(
         self,

@@ -37,6 +37,9 @@ from orchestrator.store.states import is_ended, is_healthy, is_live
 DRAIN_PATIENCE = 30.0  # seconds that a drained node's task may go on serving while its successor is prepared
 
 
+_NOTHING = Decision()
+
+
 @dataclass
 class _Plan:
     changes: list[Change] = field(default_factory=list)
@@ -49,8 +52,8 @@ class _Plan:
 def reconcile_slot(view: ServiceView, slot: Slot) -> Decision:
     """Restarts, replacements under way, lost and draining nodes. (Whether a slot may begin an update is decided for the
     service as a whole: `begin_update`.)"""
-    if not slot.current:
-        return Decision()
+    if not slot.current or _is_quiet(view, slot):
+        return _NOTHING
     plan = _Plan()
     newest, older = slot.newest, list(_still_useful(view, slot, plan))
     keeper = next((task for task in reversed(older) if not view.is_dirty(task)), None)
@@ -70,6 +73,17 @@ def reconcile_slot(view: ServiceView, slot: Slot) -> Decision:
     elif newest.desired_state == TASK_STATE_READY and not slot.leaving and not plan.changes:
         plan.changes.append(SetDesiredState(newest.id, TASK_STATE_RUNNING))
     return plan.decision()
+
+
+def _is_quiet(view: ServiceView, slot: Slot) -> bool:
+    """One task, on its way or running: nearly every slot, whenever one is looked at because of another."""
+    newest = slot.newest
+    return (
+        len(slot.current) == 1
+        and newest.desired_state == TASK_STATE_RUNNING
+        and not is_ended(newest)
+        and view.place(newest) is Place.FINE
+    )
 
 
 def _still_useful(view: ServiceView, slot: Slot, plan: _Plan) -> Iterator[Task]:
