@@ -2,19 +2,26 @@
 
 Tasks go to the branch with the fewest tasks of their service, level by level, and in the leaf to the node with the fewest
 tasks of their revision, then of their service, then of all. The revision comes first so that a rolling update, whose old
-tasks are about to leave, ends evenly spread. Choosing costs O(branches + log nodes), not a scan of all nodes.
+tasks are about to leave, ends evenly spread. Nodes on which the revision keeps failing come last: a broken host, where
+tasks end at once, would look like the emptiest one and draw all of them.
+
+Choosing costs O(branches + log nodes), not a scan of all nodes.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from swarm.v1.types_pb2 import ServiceRevision
 
 from orchestrator.scheduler.constraints import attribute
 from orchestrator.scheduler.nodes import NodeTally
 
 Refuses = Callable[[NodeTally], bool]
-Rank = tuple[int, int, int, str]
+Rank = tuple[int, int, int, int, str]
+
+AVOIDED_FROM = 3  # failures of a revision on a node, within the time that `step.FAILURES_FOR` says
 
 
 class SpreadTree:
@@ -22,14 +29,19 @@ class SpreadTree:
     tally changed. A node that is refused at `pop` is dropped for good."""
 
     def __init__(
-        self, tallies: Sequence[NodeTally], preferences: Sequence[str], service_id: str, revision_id: str
+        self,
+        tallies: Sequence[NodeTally],
+        preferences: Sequence[str],
+        revision: ServiceRevision,
+        failures: Mapping[str, int],
     ) -> None:
-        self._service_id = service_id
-        self._revision_id = revision_id
+        self._service_id = revision.service_id
+        self._revision_id = revision.id
+        self._failures = failures
         self._branches: dict[str, SpreadTree] = {}
         self._key = preferences[0] if preferences else ""
         self._heap: list[tuple[Rank, NodeTally]] = []
-        self._count = sum(tally.by_service.get(service_id, 0) for tally in tallies)
+        self._count = sum(tally.by_service.get(revision.service_id, 0) for tally in tallies)
         if not preferences:
             self._heap = [(self._rank(tally), tally) for tally in tallies]
             heapq.heapify(self._heap)
@@ -38,10 +50,12 @@ class SpreadTree:
         for tally in tallies:
             by_value.setdefault(attribute(tally.node, self._key), []).append(tally)
         for value, members in sorted(by_value.items()):
-            self._branches[value] = SpreadTree(members, preferences[1:], service_id, revision_id)
+            self._branches[value] = SpreadTree(members, preferences[1:], revision, failures)
 
     def _rank(self, tally: NodeTally) -> Rank:
+        failures = self._failures.get(tally.node.id, 0)
         return (
+            failures if failures >= AVOIDED_FROM else 0,
             tally.by_revision.get(self._revision_id, 0),
             tally.by_service.get(self._service_id, 0),
             tally.tasks,

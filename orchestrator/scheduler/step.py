@@ -7,13 +7,16 @@ the other's place where no other node has room.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from swarm.clock import timestamp
+from swarm.clock import seconds_of, timestamp
 from swarm.v1.types_pb2 import (
     TASK_STATE_ASSIGNED,
+    TASK_STATE_FAILED,
     TASK_STATE_PENDING,
     TASK_STATE_READY,
+    TASK_STATE_REJECTED,
     ServiceRevision,
     Task,
     TaskStatus,
@@ -26,6 +29,8 @@ from orchestrator.scheduler.spread import SpreadTree
 from orchestrator.store import Change, Decision, SetTaskStatus, Snapshot, Update, copy_of
 from orchestrator.store.states import is_ended, is_live
 from orchestrator.store.tables import port_key, slot_key
+
+FAILURES_FOR = 300.0  # seconds for which a failure counts against its node
 
 
 def step(snapshot: Snapshot, now: float) -> Decision:
@@ -102,7 +107,7 @@ class _Group:
             else:
                 refusals.add(reason)
         preferences = list(self.revision.spec.task.placement.spread)
-        tree = SpreadTree(suitable, preferences, self.revision.service_id, self.revision.id)
+        tree = SpreadTree(suitable, preferences, self.revision, self._failures(tasks))
         for task in tasks:
 
             def refuses(candidate: NodeTally, task: Task = task) -> bool:
@@ -121,6 +126,18 @@ class _Group:
                 yield self._assign(task, successor_of)
             else:
                 yield from self._refuse(task, explain(refusals, self.demand))
+
+    def _failures(self, waiting: Sequence[Task]) -> Counter[str]:
+        """How often the revision failed of late, by node; looked up only where something waits because of a failure."""
+        if not any(task.consecutive_failures for task in waiting):
+            return Counter()
+        return Counter(
+            task.node_id
+            for task in self.snapshot.tasks.of_service(self.revision.service_id)
+            if task.revision_id == self.revision.id
+            and task.status.state in (TASK_STATE_FAILED, TASK_STATE_REJECTED)
+            and seconds_of(task.status.recorded_at) > self.now - FAILURES_FOR
+        )
 
     def _place_of_predecessor(self, task: Task, suitable: Sequence[NodeTally]) -> NodeTally | None:
         """A node with room for the task once the task that it waits for has left it."""

@@ -391,7 +391,8 @@ class TaskEditor(Editor[Task]):
 
 
 def _weight(task: Task | None) -> tuple[str, str, bool] | None:
-    if task is None or not task.node_id or is_ended(task):
+    """What the task puts on a node. A global service's task names its node before it is assigned there."""
+    if task is None or not task.node_id or task.status.state < TASK_STATE_ASSIGNED or is_ended(task):
         return None
     return task.node_id, task.revision_id, is_live(task)
 
