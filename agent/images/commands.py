@@ -34,6 +34,7 @@ from swarm.process import kill_group, missing_program
 
 from agent.images.reference import PUBLIC_REGISTRY, Reference
 
+RETRY_OPTIONS = ("--retry", "2", "--retry-delay", "500ms")  # of one pull or push; who asks for it repeats it at leisure
 PULL_TIMEOUT = 1800.0  # seconds for one image
 BUILD_TIMEOUT = 3600.0
 LOCAL_TIMEOUT = 120.0  # for what asks nobody else
@@ -100,8 +101,10 @@ class Buildah:
             if "shortnames" not in drop_in.name and not (directory / drop_in.name).exists():
                 with contextlib.suppress(FileExistsError):
                     (directory / drop_in.name).symlink_to(drop_in)
+        # else the store bind-mounts its directory on itself and leaves that mount behind
+        options = ["--storage-opt", "overlay.skip_mount_home=true"] if driver == "overlay" else []
         return [
-            *("--root", str(self._root), "--runroot", str(self._run_root), "--storage-driver", driver),
+            *("--root", str(self._root), "--runroot", str(self._run_root), "--storage-driver", driver, *options),
             *("--registries-conf", str(main), "--registries-conf-dir", str(directory)),
         ]
 

@@ -65,6 +65,8 @@ class ImageStore(Protocol):
         """(fully qualified reference, manifest digest), asking the registry."""
         ...
 
+    # The last line of build and pull is the image's id, that of push the digest in the registry: `sha256:…`.
+
     def build(
         self, context: Path, *, tags: list[str], file: str, build_args: dict[str, str], target: str, no_cache: bool
     ) -> AsyncIterator[str]: ...

@@ -22,7 +22,7 @@ from swarm.errors import InUse, InvalidArgument, NotFound, ResourceExhausted, Sw
 from swarm.identity import TlsFiles
 
 from agent.images import archives, registry
-from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, Buildah, check_auth
+from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, check_auth
 from agent.images.interface import Image, StoredImage
 from agent.images.layers import Layers, Record
 from agent.images.reference import Reference, image_id, parse
@@ -169,7 +169,7 @@ class BuildahImages:
     async def _pull_lines(self, wanted: Reference, auth: str) -> AsyncIterator[str]:
         layers, _ = await self._open()
         with self._buildah.auth_file(wanted.registry, auth) as credentials:
-            words = ["pull", "--policy", "always", *self._buildah.policy_options()]
+            words = ["pull", "--policy", "always", *RETRY_OPTIONS, *self._buildah.policy_options()]
             words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
             async for line in self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT):
                 yield line
@@ -183,7 +183,7 @@ class BuildahImages:
         digest_file = self._buildah.temporary / f"digest-{uuid.uuid4().hex}"
         try:
             with self._buildah.auth_file(wanted.registry, auth) as credentials:
-                words = ["push", "--digestfile", str(digest_file), *self._buildah.policy_options()]
+                words = ["push", "--digestfile", str(digest_file), *RETRY_OPTIONS, *self._buildah.policy_options()]
                 words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
                 words.append(f"docker://{wanted.pullable}")
                 async for line in self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT):
