@@ -270,9 +270,9 @@ class Core(Replication):
 
     def _forget_flight(self, node_id: str) -> None:
         """What was under way on a broken link is lost."""
-        progress = self.progress.get(node_id)
-        if progress is not None:
-            progress.flight = 0
+        progress, node = self.progress.get(node_id), self._node(node_id)
+        if progress is not None and progress.flights and node in self.next_index:
+            self._start_over(node, progress, self.match_index.get(node, 0) + 1)
 
     def is_receiving(self) -> bool:
         return self.links.is_receiving()

@@ -1,8 +1,9 @@
 """Entries and snapshots from the leader to the others (removes defects A, B, C, and the livelock of O).
 
-Per peer the leader knows a `Progress`: at most one batch is in flight, every message carries a sequence number, and every
-answer repeats it together with the term, so that a late answer of an earlier term or batch counts for nothing. Without a
-batch to send, heartbeats carry the last index that is known to match, and prove the leadership for reads.
+Per peer the leader knows a `Progress`. Every message carries a sequence number, and every answer repeats it together with
+the term, so that a late answer of an earlier term or attempt counts for nothing. Until it is known where the logs part, one
+batch is on its way at a time; then a few. Without a batch to send, heartbeats carry the last index that is known to match,
+and prove the leadership for reads.
 
 The follower changes its log only where it really differs from the leader's: entries that are there already stay. It
 acknowledges what it compared *and* synced (answers wait for the end of the tick), and commits no further than what this
@@ -12,7 +13,8 @@ message verified.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.errors import InternalError
@@ -28,17 +30,27 @@ log = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 2000
 BATCH_BYTES = 1 << 20
+_FLIGHTS = 4  # batches on their way to one peer
 _FLIGHT_TIMEOUT_ELECTIONS = 3  # an answer that takes longer than so many election timeouts is taken for lost
 _SNAPSHOT_RETRY = 2.0  # seconds without a sign that the member installs what it was sent
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A batch on its way."""
+
+    sequence: int
+    end: int  # its last entry
+    sent: float
 
 
 @dataclass
 class Progress:
     """What the leader knows of one peer."""
 
-    flight: int = 0  # sequence of the batch under way; 0: none
-    flight_sent: float = 0.0
-    flight_end: int = 0  # the last entry that it carries
+    flights: deque[_Flight] = field(default_factory=deque)
+    probing: bool = True  # where the logs part is not known yet: one batch at a time
+    ignore_until: int = 0  # answers to messages up to this sequence say nothing new of a mismatch
     acknowledged: int = 0  # highest sequence that was answered in this term
     commit_told: int = 0
     transferring: bool = False  # a snapshot is on its way
@@ -83,28 +95,42 @@ class Replication(Elections):
 
     def _send_to(self, node: MemberNode, now: float) -> None:
         progress = self.progress.setdefault(node.id, Progress())
-        if progress.flight and now - progress.flight_sent > self.timings.election_max * _FLIGHT_TIMEOUT_ELECTIONS:
-            progress.flight = 0
-        self.sequence += 1
-        message = pb.AppendEntries(term=self.term, sequence=self.sequence, commit_index=self.commit_index)
+        if progress.flights and now - progress.flights[0].sent > self.timings.election_max * _FLIGHT_TIMEOUT_ELECTIONS:
+            self._start_over(node, progress, self.match_index.get(node, 0) + 1)
         following, match = self.next_index[node], self.match_index.get(node, 0)
         if following <= self.base_index:
             self._offer_snapshot(node, progress, now)
-        nothing_new = match == following - 1 == self.last_index
-        if progress.flight or following <= self.base_index or nothing_new:
+        full = len(progress.flights) >= (1 if progress.probing else _FLIGHTS)
+        nothing_new = following > self.last_index and (bool(progress.flights) or match == following - 1)
+        self.sequence += 1
+        message = pb.AppendEntries(term=self.term, sequence=self.sequence, commit_index=self.commit_index)
+        if full or nothing_new or following <= self.base_index:
             self._fill_heartbeat(message, match)
             progress.commit_told = max(progress.commit_told, min(self.commit_index, match))
         else:
-            previous = self.entry(following - 1)
-            assert previous is not None
-            message.previous_index, message.previous_term = previous[1], previous[2]
-            for command, _, term in self.entries(following, BATCH_ENTRIES, BATCH_BYTES):
-                message.commands.append(command)
-                message.terms.append(term)
-            progress.flight, progress.flight_sent = self.sequence, now
-            progress.flight_end = following - 1 + len(message.terms)
-            progress.commit_told = min(self.commit_index, progress.flight_end)
+            self._fill_batch(message, node, progress, now)
         self.send_message(node.id, pb.RaftMessage(append_entries=message))
+
+    def _fill_batch(self, message: pb.AppendEntries, node: MemberNode, progress: Progress, now: float) -> None:
+        following = self.next_index[node]
+        previous = self.entry(following - 1)
+        assert previous is not None
+        message.previous_index, message.previous_term = previous[1], previous[2]
+        for command, _, term in self.entries(following, BATCH_ENTRIES, BATCH_BYTES):
+            message.commands.append(command)
+            message.terms.append(term)
+        end = following - 1 + len(message.terms)
+        progress.flights.append(_Flight(self.sequence, end, now))
+        progress.commit_told = min(self.commit_index, end)
+        if not progress.probing:
+            self.next_index[node] = end + 1
+
+    def _start_over(self, node: MemberNode, progress: Progress, following: int) -> None:
+        """What is on its way is given up; its answers are old news from now on."""
+        progress.flights.clear()
+        progress.probing = True
+        progress.ignore_until = self.sequence
+        self.next_index[node] = following
 
     def _fill_heartbeat(self, message: pb.AppendEntries, match: int) -> None:
         known = self.entry(match)
@@ -132,26 +158,35 @@ class Replication(Elections):
         progress = self.progress.setdefault(node.id, Progress())
         self.last_response[node] = self.clock()
         progress.acknowledged = max(progress.acknowledged, answer.sequence)
-        ends_flight = progress.flight != 0 and answer.sequence >= progress.flight
-        if ends_flight:
-            progress.flight = 0
-        before = self.match_index.get(node, 0)
-        if answer.success:
-            match = max(before, min(answer.match_index, self.last_index))
-            self.match_index[node] = match
-            self.next_index[node] = match + 1 if ends_flight else max(self.next_index[node], match + 1)
-        elif answer.installing:
+        if answer.installing:
             progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
-        elif answer.mismatch and ends_flight:
-            self.next_index[node] = max(before + 1, min(answer.try_next, self.next_index[node]), 1)
-        if ends_flight and (answer.mismatch or self._has_news_for(node, progress)):
+        before = self.match_index.get(node, 0)
+        sent_up_to = self._landed(progress, answer.sequence)
+        if answer.success:
+            match = self.match_index[node] = max(before, min(answer.match_index, self.last_index))
+            if sent_up_to > match:
+                # It did not take all: its disk is full. It is asked again at the heartbeat's pace.
+                self._start_over(node, progress, match + 1)
+                return
+            if sent_up_to or match > before:
+                progress.probing = False
+            self.next_index[node] = max(self.next_index[node], match + 1)
+        elif answer.mismatch and answer.sequence > progress.ignore_until:
+            self._start_over(node, progress, max(before + 1, min(answer.try_next, self.next_index[node])))
+        if (sent_up_to or answer.mismatch) and self._has_news_for(node, progress):
             self.set_next_heartbeat(0.0)
 
+    @staticmethod
+    def _landed(progress: Progress, sequence: int) -> int:
+        """Takes the flights that an answer settles; returns the last entry that they carried, 0 where there were none."""
+        end = 0
+        while progress.flights and progress.flights[0].sequence <= sequence:
+            end = progress.flights.popleft().end
+        return end
+
     def _has_news_for(self, node: MemberNode, progress: Progress) -> bool:
-        """Whether to send at once. A peer that did not take all (its disk is full) is asked again at the heartbeat's pace."""
-        match = self.match_index.get(node, 0)
-        behind = match >= progress.flight_end and self.next_index[node] <= self.last_index
-        return behind or progress.commit_told < min(self.commit_index, match)
+        behind = self.base_index < self.next_index[node] <= self.last_index
+        return behind or progress.commit_told < min(self.commit_index, self.match_index.get(node, 0))
 
     # ---- the follower
 
@@ -171,8 +206,12 @@ class Replication(Elections):
         self._answer(node, answer)
 
     def _answer(self, node: MemberNode, answer: pb.AppendResponse) -> None:
-        if self._answers and self._answers[-1][0] == node.id and answer.success and self._answers[-1][1].success:
-            self._answers.pop()  # the later one says all that the earlier one says
+        if self._answers and answer.success:
+            asker, waiting = self._answers[-1]
+            if asker == node.id and waiting.success and waiting.term == answer.term:
+                # One answer says what both say: they compare with the log of the same leader.
+                answer.match_index = max(answer.match_index, waiting.match_index)
+                self._answers.pop()
         self._answers.append((node.id, answer))
 
     def _take(self, message: pb.AppendEntries, answer: pb.AppendResponse) -> int:
