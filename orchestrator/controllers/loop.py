@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from swarm.clock import Clock
-from swarm.errors import Conflict, InternalError, OutcomeUnknown, ResourceExhausted, Unavailable
+from swarm.errors import Conflict, InternalError, OutcomeUnknown, ResourceExhausted, SwarmError, Unavailable
 from swarm.ids import IdSource
 
 from orchestrator.controllers.core import ControlCore
@@ -22,7 +22,7 @@ from orchestrator.store import Change, Store, Transactions, Watch, split_changes
 ENTRY_BYTES = 512 * 1024  # of one transaction of a round; larger rounds are split
 COMMIT_TIMEOUT = 10.0  # seconds
 BARRIER_TIMEOUT = 10.0  # seconds
-FULL_DISK_PAUSE = 1.0  # seconds before a round that found no room is decided again
+PAUSE = 0.5  # seconds before a round that found no room on the disk or in the queue is decided again
 MAX_CONFLICTS = 1000  # in a row; more means that what is decided can never be written
 
 log = logging.getLogger(__name__)
@@ -54,42 +54,52 @@ class ControlLoop:
         snapshot, watch = self._store.watch()
         with watch:
             core.touch_all(snapshot)
-            try:
-                while True:
-                    await self._round(core, watch)
-                    await self._wait(core, watch)
-            except Unavailable as error:
-                log.info("the control loop ends: %s", error)
+            while await self._round(core, watch):
+                await self._wait(core, watch)
+        log.info("the control loop ends: this manager does not lead any more")
 
-    async def _round(self, core: ControlCore, watch: Watch) -> None:
-        """Decides and commits until nothing is left to decide now."""
+    async def _round(self, core: ControlCore, watch: Watch) -> bool:
+        """Decides and commits until nothing is left to decide now; False where this manager does not lead any more."""
         conflicts = 0
         while True:
-            snapshot = self._store.snapshot()
             began = self._clock.monotonic()
-            decision = core.decide(snapshot, self._clock.wall())
+            decision = core.decide(self._store.snapshot(), self._clock.wall())
             if not decision.changes:
-                return
+                return True
             try:
                 await self._commit(decision.changes)
             except Conflict as error:
+                core.again()
                 conflicts += 1
                 log.debug("decided anew: %s", error)
                 if conflicts > MAX_CONFLICTS:
                     raise InternalError(f"the control loop cannot write its decisions: {error}") from error
+            except (OutcomeUnknown, ResourceExhausted, Unavailable) as error:
                 core.again()
-            except OutcomeUnknown:
-                # The entry may still come. Behind a barrier it has come or never will, and the snapshot shows which.
-                await self._transactions.barrier(timeout=BARRIER_TIMEOUT)
-                core.again()
-            except ResourceExhausted as error:
-                log.error("the control loop waits: %s", error)
-                core.again()
-                await asyncio.sleep(FULL_DISK_PAUSE)
+                if not await self._writable_again(error):
+                    return False
             else:
                 conflicts = 0
                 self._observer(len(decision.changes), self._clock.monotonic() - began)
             self._take(core, watch)
+
+    async def _writable_again(self, error: SwarmError) -> bool:
+        """After a commit that failed, or may have: whether to decide again. After an unknown outcome the entry may still come;
+        behind a barrier it has come or never will, and the newest snapshot shows which."""
+        unsure = isinstance(error, OutcomeUnknown)
+        while self._transactions.may_write():
+            if unsure:
+                try:
+                    await self._transactions.barrier(timeout=BARRIER_TIMEOUT)
+                except SwarmError as failure:
+                    error = failure
+                else:
+                    return True
+            log.warning("the control loop waits: %s", error)
+            await asyncio.sleep(PAUSE)  # no room, or too busy: there is no event to wait for
+            if not unsure:
+                return self._transactions.may_write()
+        return False
 
     async def _commit(self, changes: Sequence[Change]) -> None:
         for group in split_changes(changes, ENTRY_BYTES):

@@ -178,3 +178,12 @@ class ServiceView:
 def stop(task: Task) -> Change:
     """The task is to end; its agent drains and stops it."""
     return SetDesiredState(task.id, TASK_STATE_SHUTDOWN)
+
+
+def runs_current_spec(snapshot: Snapshot, service: Service, task: Task) -> bool:
+    """Whether a task is what the service says now: of its revision, or of another one with the same words (an update that was
+    taken back by another update). Only the words count for whether it is replaced."""
+    if task.revision_id == service.revision_id:
+        return True
+    own, wanted = snapshot.revisions.get(task.revision_id), snapshot.revisions.get(service.revision_id)
+    return own is not None and wanted is not None and own.spec.task == wanted.spec.task

@@ -69,6 +69,11 @@ class Transactions:
             return self._replayed(result)
         return Result(result.index, tuple(self._as_stored(changes, result.index)))
 
+    def may_write(self) -> bool:
+        """Whether this manager leads and has applied everything that was committed before its term."""
+        leadership = self._consensus.leadership()
+        return leadership.is_leader and leadership.ready
+
     async def barrier(self, *, timeout: float) -> int:
         """Waits until everything that was proposed before is applied here or never will be. Raises Unavailable."""
         return await self._consensus.read_barrier(timeout=timeout)

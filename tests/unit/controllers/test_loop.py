@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from swarm.clock import SystemClock, duration
-from swarm.errors import OutcomeUnknown
+from swarm.errors import OutcomeUnknown, ResourceExhausted, SwarmError, Unavailable
 from swarm.ids import id_source
 from swarm.v1.store_pb2 import Command
 from swarm.v1.types_pb2 import (
@@ -29,6 +29,7 @@ from swarm.v1.types_pb2 import (
 
 from orchestrator.consensus import Committed
 from orchestrator.controllers import ControlLoop
+from orchestrator.controllers import loop as loop_module
 from orchestrator.store import Create, SetTaskStatus, Snapshot, Store, Transactions, Update, copy_of
 from tests.support.consensus import LocalConsensus
 
@@ -173,3 +174,21 @@ async def test_a_resync_looks_at_everything() -> None:
         bench.store.restore(bench.log.index, captured)
         await bench.create("third", 1)
         await bench.until(assigned(3))
+
+
+async def test_a_busy_log_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "PAUSE", 0.0)
+    bench = Bench()
+    propose = bench.log.propose
+    refused: list[SwarmError] = [Unavailable("too busy, nothing was written"), ResourceExhausted("the disk is full")]
+
+    async def refuse(command: bytes, *, timeout: float) -> Committed:
+        if refused and any(action.create.HasField("task") for action in Command.FromString(command).actions):
+            raise refused.pop()
+        return await propose(command, timeout=timeout)
+
+    bench.log.propose = refuse  # type: ignore[method-assign]
+    async with bench.running():
+        await bench.create("web", 3)
+        await bench.until(assigned(3))
+        assert not refused
