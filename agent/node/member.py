@@ -109,7 +109,7 @@ class Member:
         )
         self.manager: ManagerProcess | None = None
         self._role_changed = asyncio.Event()
-        self._role_asked: Role | None = None
+        self._roles_asked: tuple[Role, Role] | None = None  # for which a certificate was asked in this session
         self._leaving = False
         self._heard = False  # assignments from a manager, not only from the disk
         self.ready = asyncio.Event()  # a session began and the networks that it named are in force
@@ -192,10 +192,16 @@ class Member:
         if self.record != before:
             self._file.write(self.record)
             self._parts.use_registry(self.record.default_registry)
-        wanted = Role.MANAGER if settings.node.spec.desired_role == types.NODE_ROLE_MANAGER else Role.WORKER
-        if settings.node.spec.desired_role and wanted not in (self.role, self._role_asked):
-            log.info("this node is to become a %s", wanted.value)
-            self._role_asked = wanted
+        if settings.node.id:
+            self._look_at_role(settings.node)
+
+    def _look_at_role(self, node: types.Node) -> None:
+        """A role changes with the certificate. It is asked for when the managers want another role than ours, and again when
+        they have carried that out: a manager that is demoted leaves their log first."""
+        roles = (_role(node.spec.desired_role or node.role), _role(node.role or node.spec.desired_role))
+        if {self.role} != set(roles) and roles != self._roles_asked:
+            log.info("this node is to become a %s", roles[0].value)
+            self._roles_asked = roles
             self.renewal.request()
 
     async def assignments(self, message: dispatcher.Assignments) -> None:
@@ -223,6 +229,7 @@ class Member:
         self._watermark.advance(index)
 
     def session_over(self) -> None:
+        self._roles_asked = None
         self.mirror.drop_parts()
 
     def status(self, task_id: str, status: types.TaskStatus, *, urgent: bool) -> None:
@@ -239,7 +246,6 @@ class Member:
         return list(dict.fromkeys([*first, *self.record.managers]))
 
     async def _renewed(self, peer: Peer) -> None:
-        self._role_asked = None  # where the managers were not ready to change it yet, their next settings ask again
         self._role_changed.set()
 
     async def _keep_certificate(self) -> None:
@@ -298,6 +304,10 @@ class Member:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             log.warning("the managers did not confirm the last statuses of this node's tasks")
+
+
+def _role(role: types.NodeRole.ValueType) -> Role:
+    return Role.MANAGER if role == types.NODE_ROLE_MANAGER else Role.WORKER
 
 
 def cluster_address(address: str) -> str:
