@@ -140,7 +140,10 @@ def processes(host: Hierarchies, parent: str, name: str) -> set[int]:
 
 def _children(group: Path) -> list[Path]:
     """Groups below, the deepest first."""
-    if not group.is_dir():
+    try:
+        if group.stat().st_nlink <= 2:  # the usual case, without listing the directory: itself, and its name above
+            return []
+    except FileNotFoundError:
         return []
     found = [path.parent for path in group.rglob("cgroup.procs") if path.parent != group]
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
