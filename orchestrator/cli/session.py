@@ -11,6 +11,7 @@ gRPC is imported here and nowhere else in the command line.
 from __future__ import annotations
 
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -46,8 +47,8 @@ StubT = TypeVar("StubT")
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
-PATIENCE = 20.0  # seconds after which a call that finds no working manager is given up
-ATTEMPT_TIMEOUT = 10.0  # seconds for one attempt at one manager, where there are others to try
+PATIENCE = 12.0  # seconds after which a call that finds no working manager is given up
+ATTEMPT_TIMEOUT = 8.0  # seconds for one attempt at one manager, where there are others to try
 CONNECT_TIMEOUT = 2.0  # seconds to find out whether anybody listens at a network address
 RESUME_PAUSE = 0.2  # seconds before a broken stream is taken up again
 BACKOFF = Backoff(first=0.05, maximum=1.0)
@@ -65,6 +66,10 @@ class Shell:
 
 class _NobodyThere(Unavailable):
     """Nothing was sent: no listener at this place."""
+
+
+class _Broken(OutcomeUnknown):
+    """A connection that broke, or an answer that did not come."""
 
 
 class Caller(Generic[StubT]):
@@ -174,6 +179,7 @@ class Caller(Generic[StubT]):
     def _persist(self, attempt: Callable[[StubT, float], ResponseT], timeout: float, writes: bool = False) -> ResponseT:
         deadline = self._shell.now() + max(self._patience, timeout)
         delays = BACKOFF.delays(self._shell.rng)
+        said: SwarmError | None = None  # the managers' own word for why not, rather than our word for their silence
         unknown: SwarmError | None = None
         while True:
             failures: list[SwarmError] = []
@@ -183,6 +189,7 @@ class Caller(Generic[StubT]):
                     answer = self._attempt(endpoint, attempt, seconds)
                 except (Unavailable, OutcomeUnknown) as error:
                     failures.append(error)
+                    said = said if isinstance(error, (_NobodyThere, _Broken)) else error
                     if writes and isinstance(error, OutcomeUnknown):
                         unknown = error
                 else:
@@ -195,9 +202,9 @@ class Caller(Generic[StubT]):
             if (nobody and unknown is None) or self._shell.now() + wait >= deadline:
                 if unknown is not None:
                     raise OutcomeUnknown(
-                        f"{unknown}; the change may or may not have been made: look before repeating it"
+                        f"{said or unknown}; the change may or may not have been made: look before repeating it"
                     )
-                raise self._nobody(failures)
+                raise self._nobody(failures, said)
             self._shell.sleep(wait)
 
     def _attempt(self, endpoint: Endpoint, attempt: Callable[[StubT, float], ResponseT], seconds: float) -> ResponseT:
@@ -213,16 +220,16 @@ class Caller(Generic[StubT]):
     def _broken(self, endpoint: Endpoint, error: SwarmError, seconds: float) -> SwarmError:
         """What a failure of the connection (not of the request) means."""
         if isinstance(error, DeadlineExceeded):
-            return OutcomeUnknown(f"{self._what} {endpoint.name} did not answer within {seconds:.0f} s")
+            return _Broken(f"{self._what} {endpoint.name} did not answer within {seconds:.0f} s")
         if isinstance(error, Unavailable):
             self._forget(endpoint)
-            lowered = str(error).lower()
-            if any(word in lowered for word in ("ssl", "handshake", "certificate", "tls")):
+            reason = _reason(str(error))
+            if any(word in reason.lower() for word in ("ssl", "handshake", "certificate", "tls")):
                 return PermissionDenied(
-                    f"{self._what} {endpoint.name} and this certificate do not trust each other ({error}); "
-                    "is it of this cluster, and still valid?"
+                    f"{self._what} {endpoint.name} and the certificate in {endpoint.tls} do not trust each other "
+                    f"({reason}); is it of this cluster, and still valid?"
                 )
-            return OutcomeUnknown(f"the connection to {self._what} {endpoint.name} broke ({error})")
+            return _Broken(f"the connection to {self._what} {endpoint.name} broke ({reason})")
         return error
 
     def _stub(self, endpoint: Endpoint) -> StubT:
@@ -248,10 +255,11 @@ class Caller(Generic[StubT]):
         self._endpoints.remove(endpoint)
         self._endpoints.insert(0, endpoint)
 
-    def _nobody(self, failures: list[SwarmError]) -> SwarmError:
+    def _nobody(self, failures: list[SwarmError], said: SwarmError | None = None) -> SwarmError:
         heard = [failure for failure in failures if not isinstance(failure, _NobodyThere)]
-        if heard:
-            return heard[-1] if isinstance(heard[-1], Unavailable) else Unavailable(str(heard[-1]))
+        if said is not None or heard:
+            told = said or heard[-1]
+            return told if isinstance(told, Unavailable) else Unavailable(str(told))
         reasons = "; ".join(str(failure) for failure in failures)
         return Unavailable(f"no {self._what} is reachable ({reasons}); is swarmd running there?")
 
@@ -282,6 +290,15 @@ class _Peeked(Iterator[Any]):
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+def _reason(details: str) -> str:
+    """What is worth telling of gRPC's account of a failed connection: its last and innermost part."""
+    last = details.rpartition("last error: ")[2]
+    verification = re.search(r"CERTIFICATE_VERIFY_FAILED: ([a-z ]+)", last)
+    if verification is not None:
+        return f"TLS: {verification[1].strip()}"
+    return re.sub(r"^[A-Z_]+: (?:(?:ipv[46]|unix):\S+: )?", "", last) or "no reason given"
 
 
 def _said_by_server(error: grpc.RpcError) -> bool:

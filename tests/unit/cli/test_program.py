@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,39 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("orchestrator.cli.target.Target.find", interrupted)
     assert program.run(["service", "ls"]) == 130
+
+
+def test_ctrl_c_while_waiting_leaves_the_service_alone(script: Script, serve: Callable[..., Served]) -> None:
+    served = serve(script)
+    forever = threading.Event()
+    made = types.Service(id="x", spec=types.ServiceSpec(name="web"))
+
+    def stuck(_: Any) -> Any:
+        yield control.ServiceProgress(summary=control.ServiceSummary(service=made, desired=1))
+        while not forever.wait(0.01):
+            yield control.ServiceProgress(summary=control.ServiceSummary(service=made, desired=1))
+
+    script.answers["CreateService"] = control.CreateServiceResponse(service=made)
+    script.answers["WatchService"] = stuck
+    # Whatever started the tests may have had this signal ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from orchestrator.cli.main import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--host", f"unix://{served.control_socket}", "service", "create", "web"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "progress" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        forever.set()
+    assert process.returncode == 130
+    assert error.startswith("Stopped waiting; service web goes on in the background")
+    assert not script.asked("RemoveService")
 
 
 def many_services(count: int) -> control.ListServicesResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,23 @@ def test_patience_ends(serve: Serve) -> None:
     with pytest.raises(Unavailable, match="no quorum"):
         create(caller(serve(script).control_socket))
     assert len(script.requests) > 3
+
+
+def test_what_a_manager_said_counts_more_than_the_silence_after_it(serve: Serve) -> None:
+    quiet = threading.Event()
+
+    def then_silent(_: Any) -> Any:
+        if len(script.requests) == 1:
+            return Unavailable("no leader: 1 of 3 managers is reachable")
+        quiet.wait(5)
+        return Unavailable("too late")
+
+    script = Script({"ListServices": then_silent})
+    endpoint = Endpoint("m", str(serve(script).control_socket))
+    managers = Caller((endpoint,), ControlStub, patience=0.3)
+    with pytest.raises(Unavailable, match="no leader"):
+        managers.call(lambda stub: stub.ListServices, control.ListRequest(), timeout=0.2)
+    quiet.set()
 
 
 def test_patience_ends_with_an_unknown_outcome_if_there_was_one(serve: Serve) -> None:
