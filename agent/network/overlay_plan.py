@@ -70,7 +70,7 @@ def overlay_of(view: NetworkView, overlay: OverlayView, underlay_mtu: int, *, lo
         gateway=f"{network.gateway}/{prefix_length}" if reaches_outside else "",
         mac=names.bridge_mac(view.node_number),
         mtu=min(network.spec.mtu, fitting) if network.spec.mtu else fitting,
-        local=view.address if local else "",
+        local=view.address if local and _is_ipv4(view.address) else "",
         ingress=network.spec.ingress,
         internal=network.spec.internal,
     )
@@ -78,7 +78,7 @@ def overlay_of(view: NetworkView, overlay: OverlayView, underlay_mtu: int, *, lo
 
 def desired(view: NetworkView, overlays: Mapping[str, Overlay]) -> HostState:
     """The state that the view asks for; `overlays` are the networks to realise, by id."""
-    tunnel_ends = {peer.node_id: peer for peer in view.peers if peer.node_id != view.node_id and peer.address}
+    tunnel_ends = {peer.node_id: peer for peer in view.peers if peer.node_id != view.node_id and _is_ipv4(peer.address)}
     forwards: dict[tuple[int, str], str] = {}
     neighbours: dict[tuple[int, str], str] = {}
     for seen in view.overlays:
@@ -98,6 +98,15 @@ def desired(view: NetworkView, overlays: Mapping[str, Overlay]) -> HostState:
                 if peer.number:
                     forwards[overlay.vni, names.bridge_mac(peer.number)] = peer.address
     return HostState({overlay.vni: overlay for overlay in overlays.values()}, forwards, neighbours)
+
+
+def _is_ipv4(address: str) -> bool:
+    """Whether a tunnel can end there; one node with another kind of address must not cut the others off."""
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def changes(old: HostState, new: HostState) -> HostChanges:

@@ -95,6 +95,9 @@ class LinuxDataPlane:
         """On a thread: the containers that have both a record and a namespace; everything else of ours is removed."""
         found: dict[str, Attached] = {}
         for record in self._records.iterdir():
+            if record.suffix != ".json":
+                record.unlink(missing_ok=True)
+                continue
             try:
                 wiring = Wiring.from_json(record.read_text())
             except (ValueError, KeyError, TypeError):
@@ -136,12 +139,13 @@ class LinuxDataPlane:
         links = host_kernel.our_links()
         with NetlinkSocket() as netlink:
             host_kernel.remove_links(netlink, [link.index for link in links if link.alias.startswith(ALIAS)])
-        for path in self._namespaces.iterdir():
+        for path in self._namespaces.glob("*"):
             namespaces.delete(path)
-        for record in self._records.iterdir():
+        for record in self._records.glob("*"):
             record.unlink(missing_ok=True)
         for directory in (self._namespaces, self._records, self._records.parent):
-            directory.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                directory.rmdir()
 
     async def _watch_resolver(self) -> None:
         """Starts the resolver again where it died."""
@@ -293,15 +297,17 @@ class LinuxDataPlane:
         record = self._records / f"{task_id}.json"
         tables = task_tables(wiring, self._virtual_ips, self._macs)
         rules = "".join(replacement(table) for table in tables)
-        record.write_text(wiring.to_json())
         try:
             with _as_swarm_error(f"task {task_id}: its network cannot be set up"):
                 await self._threads.run(task_kernel.build, self._tools, path, wiring, sysctls, rules)
         except BaseException:
             # A cancelled build may have come to its end on its thread.
             await self._threads.run(task_kernel.tear_down, path, [one.port for one in wiring.interfaces])
-            record.unlink(missing_ok=True)
             raise
+        # Only what is complete has a record: who finds a namespace without one removes it.
+        temporary = record.with_suffix(".new")
+        temporary.write_text(wiring.to_json())
+        temporary.replace(record)
         self._attached[task_id] = Attached(wiring, path.stat().st_ino, tables)
         try:
             await self._resolver.set_container(task_id, self._resolver_container(self._attached[task_id]))
@@ -318,6 +324,7 @@ class LinuxDataPlane:
         if attached is None:
             return
         async with attached.lock:
+            (self._records / f"{task_id}.json").unlink(missing_ok=True)
             with contextlib.suppress(SwarmError):  # it is told again when it answers
                 await self._resolver.set_container(task_id, None)
             self._detached_ports += [interface.port for interface in attached.wiring.interfaces]
@@ -327,7 +334,6 @@ class LinuxDataPlane:
                 with _as_swarm_error(f"task {task_id}: its network cannot be removed"):
                     await self._threads.run(task_kernel.remove_ports, ports)
             await self._threads.run(namespaces.delete, self._namespaces / task_id)
-            (self._records / f"{task_id}.json").unlink(missing_ok=True)
         await self._refresh_host_ports(task_id)
 
     async def attached(self) -> set[str]:

@@ -20,7 +20,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from agent.network.resolver_wire import PID, STATE, VERSION, Message, read_messa
 MAX_OUTSTANDING = 1000  # questions under way to upstream servers
 MAX_QUERY_BYTES = 4096
 IDLE_SECONDS = 10.0  # of a TCP client
+CLOSE_SECONDS = 1.0  # for connections to end when we do
 BACKLOG = 64
 
 log = logging.getLogger("swarm.resolver")
@@ -81,6 +82,10 @@ class Container(asyncio.DatagramProtocol):
         log.debug("a client went away before its answer: %s", exc)
 
     async def _serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with self._resolver.serving(writer):
+            await self._answer_stream(reader, writer)
+
+    async def _answer_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -94,8 +99,6 @@ class Container(asyncio.DatagramProtocol):
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
             return  # the client has what it wanted, or is gone
-        finally:
-            writer.close()
 
 
 def _listen(threads: NamespaceThreads, namespace: Path) -> tuple[socket.socket, socket.socket]:
@@ -126,6 +129,7 @@ class Resolver:
         self._described: dict[str, Message] = {}  # networks as the agent sent them
         self._containers: dict[str, Container] = {}
         self._asking: set[asyncio.Task[None]] = set()
+        self._streams: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # open connections and who serves them
         self._updating = asyncio.Lock()
         self.stopping = asyncio.Event()
 
@@ -223,6 +227,10 @@ class Resolver:
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection of the agent's."""
+        with self.serving(writer):
+            await self._converse(reader, writer)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (message := await read_message(reader)) is not None:
                 operation = message.get("op")
@@ -236,10 +244,26 @@ class Resolver:
                 await write_message(writer, reply)
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the agent's connection ended: %s", error)
+
+    @contextlib.contextmanager
+    def serving(self, writer: asyncio.StreamWriter) -> Iterator[None]:
+        """Around whoever serves a connection, so that `close` can end it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams[writer] = task
+        try:
+            yield
         finally:
+            del self._streams[writer]
             writer.close()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Ends all connections and sockets."""
+        streams = dict(self._streams)
+        for writer in streams:
+            writer.close()
+        if streams:
+            await asyncio.wait(streams.values(), timeout=CLOSE_SECONDS)
         for task in self._asking:
             task.cancel()
         for container in self._containers.values():
@@ -275,7 +299,7 @@ async def serve(run_dir: Path, resolv_conf: Path) -> int:
         _say_ready()
         await resolver.stopping.wait()
         server.close()
-        resolver.close()
+        await resolver.close()
         path.unlink(missing_ok=True)
         return 0
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import socket
+from collections.abc import Coroutine
 
 import pytest
 
@@ -25,7 +28,7 @@ def _everything(host: Host) -> tuple[object, ...]:
         sorted(_links(host)),
         run("nft", "list", "ruleset", namespace=host.namespace),
         run("ip", "rule", namespace=host.namespace),
-        run("ip", "route", "show", "table", "all", namespace=host.namespace),
+        run("ip", "-4", "route", "show", "table", "all", namespace=host.namespace),
         sorted(path.name for path in (host.run_dir / "netns").glob("*")),
         running_resolver(host.run_dir),
     )
@@ -124,16 +127,20 @@ async def test_entries_and_devices_go_with_what_they_were_for() -> None:
         assert "sw1001" not in _links(host)
 
 
+async def _echoed(lab: Lab, connection: socket.socket, data: bytes) -> None:
+    connection.sendall(data)
+    received = b""
+    while not received.endswith(data):
+        received += await lab.threads.run(connection.recv, 100)
+
+
 async def test_traffic_goes_on_without_the_agent_and_a_new_one_takes_over() -> None:
     async with laboratory(2) as lab:
         first, second = await _pair(lab)
         host = lab.hosts[0]
-        with await lab.connect(lab.inside(first), "10.0.16.2") as connection:
-            await host.kill()
-            connection.sendall(b"still there")
-            received = b""
-            while not received.endswith(b"still there"):
-                received += await lab.threads.run(connection.recv, 100)
+        connection = await lab.connect(lab.inside(first), "10.0.16.2")
+        await host.kill()
+        await _echoed(lab, connection, b"still there")
         assert (await lab.ask(lab.inside(first), "10.0.16.2"))[0] in ("first", "second")
         # What a crash half-way leaves: a namespace without a record, a record without a namespace, a stray entry.
         await lab.threads.run(namespaces.create, host.namespace_of("half-made"))
@@ -147,6 +154,8 @@ async def test_traffic_goes_on_without_the_agent_and_a_new_one_takes_over() -> N
         assert await host.call("attached") == {first}
         assert not host.namespace_of("half-made").exists()
         await lab.apply()
+        await _echoed(lab, connection, b"and now")
+        connection.close()
         assert "02:42:0a:00:10:99" not in run("bridge", "fdb", namespace=host.namespace)
         assert (await lab.ask(lab.inside(first), lab.address(second)))[0] == "second"
         await host.call("detach", first)
@@ -167,6 +176,7 @@ async def test_leaving_removes_everything_and_nothing_else() -> None:
         await host.call("stop", remove=True)
         assert _everything(host) == before
         assert not list(host.run_dir.rglob("*"))
+        assert "Traceback" not in (host.directory / "state/logs/resolver.log").read_text()
 
 
 async def test_a_failed_attachment_leaves_nothing() -> None:
@@ -184,6 +194,41 @@ async def test_a_failed_attachment_leaves_nothing() -> None:
             assert run("sysctl", "-n", "net.ipv4.tcp_keepalive_time").strip() == "77"
         again = await lab.attach(task)
         assert again.namespace == network.namespace
+
+
+async def test_an_agent_killed_at_any_point_is_repaired_by_the_next() -> None:
+    rng = random.Random(20)
+    async with laboratory(1) as lab:
+        (host,) = lab.hosts
+        lab.service("web", "10.0.16.2")
+        await lab.apply()
+        before = _everything(host)
+        tasks = [lab.task(host, "web", number, networks=(BACKEND, INGRESS)) for number in range(1, 9)]
+        for _ in range(5):
+            attached = await host.call("attached")
+            work: list[Coroutine[None, None, object]] = [lab.apply()]
+            for task in tasks:
+                coming = task not in attached or rng.random() < 0.5
+                work.append(lab.attach(task) if coming else host.call("detach", task))
+            running = asyncio.gather(*work, return_exceptions=True)
+            await asyncio.sleep(rng.uniform(0, 0.12))
+            await host.kill()
+            await running
+            await host.start()
+            left = {name for name in _links(host) if name.startswith("sv")}
+            assert len(left) == 2 * len(await host.call("attached"))
+            assert {path.name for path in (host.run_dir / "netns").iterdir()} == await host.call("attached")
+            await lab.apply()
+        await asyncio.gather(*(lab.attach(task) for task in tasks))
+        await lab.serve_tcp(lab.inside(tasks[0]), "one")
+        for task in tasks[1:]:
+            assert (await lab.ask(lab.inside(task), lab.address(tasks[0])))[0] == "one"
+        for task in tasks:
+            await host.call("detach", task)
+            lab.forget(task)
+        await lab.apply()
+        assert _everything(host)[0] == before[0]
+        assert not list((host.run_dir / "netns").iterdir())
 
 
 async def test_many_containers_at_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swarm import names
+from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
 from agent.network.overlay_plan import HostState, changes, desired, overlay_of
@@ -27,6 +28,13 @@ def test_only_remote_endpoints_are_entries() -> None:
 
 def test_an_endpoint_of_a_node_that_is_gone_is_no_entry() -> None:
     assert not _state(overlay(BACKEND, endpoint(BACKEND, "lost", "n9", "10.0.16.6"))).forwards
+
+
+def test_a_node_with_an_address_that_no_tunnel_can_lead_to_does_not_cut_the_others_off() -> None:
+    odd = dispatcher.NodePeer(node_id="n4", address="host4.example", number=4)
+    members = (endpoint(BACKEND, "odd", "n4", "10.0.16.9"), endpoint(BACKEND, "there", "n2", "10.0.16.6"))
+    state = _state(overlay(BACKEND, *members), peers=(*PEERS, odd))
+    assert set(state.forwards.values()) == {"192.0.2.2"}
 
 
 def test_an_endpoint_that_does_not_serve_is_still_reachable() -> None:
