@@ -18,7 +18,7 @@ from swarm.v1.types_pb2 import (
 )
 
 from orchestrator.store import Kind, Snapshot, StoreObject
-from orchestrator.store.tables import bare_address, slot_key
+from orchestrator.store.tables import SlotKey, bare_address, slot_key
 
 if TYPE_CHECKING:
     from tests.simulation.control_plane.world import World
@@ -102,7 +102,7 @@ class Rules:
             other
             for other in world.snapshot.tasks.in_slot(task.service_id, slot_key(task))
             if other.id != task.id
-            and other.node_id
+            and other.node_id in world.agents
             and other.id in world.agents[other.node_id].running
             and world.agents[other.node_id].reachable
             and world.snapshot.nodes[other.node_id].status.state == NODE_STATE_READY
@@ -125,13 +125,15 @@ class Rules:
         for service in snapshot.services:
             assert not service.removing, f"service {service.spec.name} is still being removed"
             paused = service.update_status.state in (UPDATE_STATE_PAUSED, UPDATE_STATE_ROLLBACK_PAUSED)
-            current: dict[int, list[Task]] = defaultdict(list)
+            current: dict[SlotKey, list[Task]] = defaultdict(list)
             for task in snapshot.tasks.of_service(service.id):
                 if task.desired_state <= TASK_STATE_RUNNING:
-                    current[task.slot].append(task)
+                    current[slot_key(task)].append(task)
             if not usable:
                 continue
-            assert len(current) == service.spec.mode.replicated.replicas, f"{service.spec.name}: {sorted(current)}"
+            replicated = service.spec.mode.WhichOneof("mode") == "replicated"
+            wanted_slots = service.spec.mode.replicated.replicas if replicated else len(usable)
+            assert len(current) == wanted_slots, f"{service.spec.name}: {list(current)}"
             for slot, tasks in current.items():
                 serving = [task for task in tasks if task.status.state == TASK_STATE_RUNNING]
                 assert {task.node_id for task in serving} <= usable, f"slot {slot} runs on a drained or lost node"

@@ -8,6 +8,7 @@ import pytest
 from swarm.v1.types_pb2 import (
     AVAILABILITY_ACTIVE,
     AVAILABILITY_DRAIN,
+    AVAILABILITY_PAUSE,
     FAILURE_ACTION_ROLLBACK,
     UPDATE_ORDER_START_FIRST,
     ServiceSpec,
@@ -27,12 +28,12 @@ def test_a_random_day_keeps_the_rules_and_converges(seed: int) -> None:
     services: list[str] = []
     cut: set[str] = set()
     drained: set[str] = set()
-    names = 0
+    names, nodes = 0, 4
     for _ in range(30):
         world.run(rng.choice((0.0, 0.05, 0.3, 2.0, 10.0)))
         live = [service_id for service_id in services if service_id in world.snapshot.services]
         live = [service_id for service_id in live if not world.snapshot.services[service_id].removing]
-        action = rng.randrange(11)
+        action = rng.randrange(14)
         if action <= 1 or not live:
             names += 1
             spec = service_spec(rng.randrange(1, 6), "good", *([8000 + names] if rng.random() < 0.5 else []))
@@ -44,7 +45,9 @@ def test_a_random_day_keeps_the_rules_and_converges(seed: int) -> None:
                 spec.update.failure_action = FAILURE_ACTION_ROLLBACK
             services.append(world.create_service(f"s{names}", spec))
         elif action == 2:
-            world.scale(rng.choice(live), rng.randrange(0, 7))
+            service_id = rng.choice(live)
+            if world.snapshot.services[service_id].spec.mode.HasField("replicated"):
+                world.scale(service_id, rng.randrange(0, 7))
         elif action in (3, 4):
             image = rng.choice(("good", "better", "best", "bad"))
 
@@ -72,8 +75,28 @@ def test_a_random_day_keeps_the_rules_and_converges(seed: int) -> None:
             world.set_availability(node, AVAILABILITY_ACTIVE)
         elif action == 10:
             world.new_leader()
+        elif action == 11:
+            world.set_availability(rng.choice(sorted(set(world.snapshot.nodes.ids()) - drained)), AVAILABILITY_PAUSE)
+        elif action == 12 and cut:
+            node = rng.choice(sorted(cut))
+            if world.remove_node(node):
+                cut.discard(node)
+                drained.discard(node)
+                nodes += 1
+                world.add_node(nodes)
+        elif action == 13:
+            names += 1
+            network = world.create_network(f"net{names}")
+            spec = service_spec(rng.randrange(1, 4))
+            spec.task.networks.add(network=network)
+            if rng.random() < 0.5:
+                getattr(spec.mode, "global").SetInParent()
+            services.append(world.create_service(f"s{names}", spec))
     for node in sorted(cut):
         world.heal(node)
+    for found in sorted(world.snapshot.nodes, key=lambda found: found.id):
+        if found.spec.availability == AVAILABILITY_PAUSE:
+            world.set_availability(found.id, AVAILABILITY_ACTIVE)
     world.crash_rate = world.reject_rate = 0.0
     world.bad_images = set()
     world.settle()

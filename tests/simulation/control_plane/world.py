@@ -53,6 +53,7 @@ from orchestrator.store import (
     Change,
     Create,
     Kind,
+    Remove,
     SetTaskStatus,
     Snapshot,
     Store,
@@ -256,6 +257,14 @@ class World:
         for task_id in sorted(agent.running):
             self._end(agent, task_id, TASK_STATE_FAILED, "the host restarted")
 
+    def remove_node(self, node_id: str) -> bool:
+        """`node rm --force` of a node that is down; its host is never heard of again."""
+        if self.snapshot.nodes[node_id].status.state != NODE_STATE_DOWN:
+            return False
+        del self.agents[node_id]
+        self.commit("api", [Remove(Kind.NODE, node_id)])
+        return True
+
     def recently_back(self, node_id: str) -> bool:
         """The host was cut off until now: what was replaced in the meantime is only just being stopped."""
         return self.now - self.agents[node_id].back_at < 5.0
@@ -264,8 +273,8 @@ class World:
 
     def agent_sees(self, node_id: str, task_id: str) -> None:
         """The agent's mirror of one task is up to date: it goes on with it."""
-        agent = self.agents[node_id]
-        if not agent.reachable:
+        agent = self.agents.get(node_id)
+        if agent is None or not agent.reachable:
             return
         task = self.snapshot.tasks.get(task_id)
         if task is None or task.node_id != node_id:
@@ -338,10 +347,15 @@ class World:
         self.report(agent, task_id, made)
 
     def report(self, agent: Agent, task_id: str, status: TaskStatus) -> None:
-        if agent.reachable:
+        if agent.reachable and agent.node_id in self.agents:
             self.commit("agent", [SetTaskStatus(task_id, status)])
 
     # --------------------------------------------------------------------------------------------------------- users
+
+    def create_network(self, name: str) -> str:
+        network_id = self.new_id()
+        self.commit("api", [Create(Network(id=network_id, spec=NetworkSpec(name=name)))])
+        return network_id
 
     def create_service(self, name: str, spec: ServiceSpec) -> str:
         spec = copy_of_spec(spec)
