@@ -247,7 +247,7 @@ class World:
         self.set_node_state(node_id, NODE_STATE_READY)
         for task_id, status in list(agent.tasks.items()):
             self.report(agent, task_id, status)
-        for task_id in {*agent.tasks, *(task.id for task in self.snapshot.tasks.on_node(node_id))}:
+        for task_id in sorted({*agent.tasks, *(task.id for task in self.snapshot.tasks.on_node(node_id))}):
             self.agent_sees(node_id, task_id)
 
     def crash(self, node_id: str) -> None:
