@@ -339,6 +339,7 @@ class Lab:
                     client.close()
 
     def _echo(self, client: socket.socket) -> None:
+        client.settimeout(6 * WAIT)  # a client may be busy with something else for a while
         with client, contextlib.suppress(OSError):
             while data := client.recv(65536):
                 client.sendall(data)
