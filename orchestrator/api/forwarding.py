@@ -319,6 +319,10 @@ class Forwarder:
     def no_leader(self) -> Unavailable:
         """Why nothing can be done now, with the numbers."""
         members = self._consensus.status().members
+        if not members:
+            return Unavailable(
+                "this manager is not a member of the cluster yet; ask another one, or repeat in a moment"
+            )
         reachable = sum(member.reachable for member in members)
         voters = sum(not member.learner for member in members) or len(members)
         return Unavailable(

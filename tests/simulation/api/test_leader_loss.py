@@ -191,6 +191,12 @@ async def test_without_a_quorum_the_numbers_are_told(tmp_path: Path, monkeypatch
         cluster(tmp_path) as (authority, managers),
         stub(managers["m3"], authority.person("Ann", Role.ADMIN)) as api,
     ):
+        snapshot, watch = managers["m3"].store.watch()
+        await create(api, "first", "first")
+        async with asyncio.timeout(TIMEOUT):
+            while not len(snapshot.services):  # now m3 knows of everything before it, also of all members
+                snapshot = (await watch.next()).snapshot
+        watch.close()
         await managers["m1"].stop()
         await managers["m2"].stop()
         with pytest.raises(SwarmError) as caught:
