@@ -24,7 +24,9 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 250),
+    # Also what one attempt may take, TCP and TLS handshakes included: with 250 ms a busy manager to which many agents turn at
+    # once never completes a handshake. A lost SYN is sent again each second, so two are in it.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # a channel with a renewed certificate must not reuse an old connection

@@ -132,14 +132,23 @@ class Agent:
         self.error: grpc.aio.AioRpcError | None = None
         self.acknowledging = True
         self._changed = asyncio.Event()
+        self._unsaid: asyncio.Queue[dispatcher.AgentMessage] = asyncio.Queue()
+
+    def say(self, message: dispatcher.AgentMessage) -> None:
+        """One task writes: two at once break the call."""
+        self._unsaid.put_nowait(message)
+
+    async def _write(self) -> None:
+        while True:
+            await self.call.write(await self._unsaid.get())
 
     @asynccontextmanager
     async def connected(self, manager: Manager) -> AsyncIterator[Agent]:
         tls = self.swarm.certificate(self.node_id, types.NODE_ROLE_WORKER)
         async with open_channel(manager.address, tls, MANAGER_TLS_NAME) as channel:
             self.call: Any = DispatcherStub(channel).Session()
-            await self.call.write(dispatcher.AgentMessage(hello=self.hello))
-            tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._beat())]
+            self.say(dispatcher.AgentMessage(hello=self.hello))
+            tasks = [asyncio.create_task(coroutine) for coroutine in (self._read(), self._beat(), self._write())]
             try:
                 yield self
             finally:
@@ -151,13 +160,13 @@ class Agent:
     async def _read(self) -> None:
         try:
             while (message := await self.call.read()) is not grpc.aio.EOF:
-                await self._take(message)
+                self._take(message)
                 self._changed.set()
         except grpc.aio.AioRpcError as error:
             self.error = error
             self._changed.set()
 
-    async def _take(self, message: dispatcher.ManagerMessage) -> None:
+    def _take(self, message: dispatcher.ManagerMessage) -> None:
         match message.WhichOneof("message"):
             case "start":
                 self.settings = message.start.settings
@@ -167,7 +176,7 @@ class Agent:
                 self.mirror.take([message.SerializeToString()])
                 if self.acknowledging:
                     ack = dispatcher.NetworkAck(index=message.assignments.index)
-                    await self.call.write(dispatcher.AgentMessage(network_ack=ack))
+                    self.say(dispatcher.AgentMessage(network_ack=ack))
             case "status_ack":
                 self.acknowledged = message.status_ack.sequence
             case "watermark":
@@ -178,15 +187,15 @@ class Agent:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(0.5)
-            await self.call.write(dispatcher.AgentMessage(heartbeat=dispatcher.Heartbeat()))
+            self.say(dispatcher.AgentMessage(heartbeat=dispatcher.Heartbeat()))
 
-    async def report(self, sequence: int, **states: types.TaskState.ValueType) -> None:
+    def report(self, sequence: int, **states: types.TaskState.ValueType) -> None:
         updates = [
             dispatcher.TaskStatusUpdate(task_id=task_id, status=types.TaskStatus(state=state))
             for task_id, state in states.items()
         ]
         batch = dispatcher.StatusBatch(sequence=sequence, updates=updates)
-        await self.call.write(dispatcher.AgentMessage(statuses=batch))
+        self.say(dispatcher.AgentMessage(statuses=batch))
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Until what the agent has heard makes `condition` true."""

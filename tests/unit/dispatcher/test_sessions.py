@@ -67,15 +67,15 @@ async def _one_task(swarm: Swarm, manager: str) -> None:
         await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_READY)
         await swarm.transactions.commit([Create(task("t1", "n1", BACK, state=types.TASK_STATE_ASSIGNED))])
         await agent.until(lambda: agent.mirror.names(TASK) == {"t1"})
-        await agent.report(1, t1=types.TASK_STATE_ACCEPTED)
-        await agent.report(2, t1=types.TASK_STATE_RUNNING)
+        agent.report(1, t1=types.TASK_STATE_ACCEPTED)
+        agent.report(2, t1=types.TASK_STATE_RUNNING)
         await agent.until(lambda: agent.acknowledged == 2)
         assert task_state(swarm, "t1") == types.TASK_STATE_RUNNING
 
         # It is stopped: the watermark reaches the index of its withdrawal once every node has programmed it.
         result = await swarm.transactions.commit([SetDesiredState("t1", types.TASK_STATE_SHUTDOWN)])
         await agent.until(lambda: agent.watermark >= result.index)
-        await agent.report(3, t1=types.TASK_STATE_SHUTDOWN)
+        agent.report(3, t1=types.TASK_STATE_SHUTDOWN)
         await agent.until(lambda: agent.acknowledged == 3)
         await swarm.transactions.commit([Remove(Kind.TASK, "t1")])
         await agent.until(lambda: agent.mirror.names(TASK) == set())
@@ -98,10 +98,10 @@ async def test_the_watermark_waits_for_every_node_on_the_network() -> None:
             await slow.until(lambda: slow.mirror.position[1] >= result.index)
             await agent.until(lambda: agent.mirror.position[1] >= result.index)
             # A status of another task goes the whole way; had the watermark moved, the agent would have heard.
-            await agent.report(1, t1=types.TASK_STATE_RUNNING)
+            agent.report(1, t1=types.TASK_STATE_RUNNING)
             await agent.until(lambda: agent.acknowledged == 1)
             assert agent.watermark < result.index
-            await slow.call.write(dispatcher.AgentMessage(network_ack=dispatcher.NetworkAck(index=result.index)))
+            slow.say(dispatcher.AgentMessage(network_ack=dispatcher.NetworkAck(index=result.index)))
             await agent.until(lambda: agent.watermark >= result.index)
 
 
@@ -117,11 +117,11 @@ async def test_a_change_of_leadership_disturbs_no_session_and_loses_no_status() 
             for node_id in agents:
                 await swarm.until(lambda node_id=node_id: state_of(swarm, node_id) == types.NODE_STATE_READY)
             swarm.log.elect("")
-            await first.report(1, t1=types.TASK_STATE_RUNNING)
+            first.report(1, t1=types.TASK_STATE_RUNNING)
             swarm.log.elect("m3")
             await first.until(lambda: first.acknowledged == 1)
             swarm.log.elect("m2")  # where the session is
-            await first.report(2, t1=types.TASK_STATE_FAILED)
+            first.report(2, t1=types.TASK_STATE_FAILED)
             await first.until(lambda: first.acknowledged == 2)
             assert task_state(swarm, "t1") == types.TASK_STATE_FAILED
             assert (first.ended, second.ended) == (None, None)
@@ -246,7 +246,7 @@ async def test_a_manager_that_cannot_take_more_in_says_so(monkeypatch: pytest.Mo
     async with swarm_of(world.store, "m1") as swarm, Agent(swarm, "n1").connected(swarm.managers["m1"]) as agent:
         await agent.until(lambda: agent.settings is not None)
         monkeypatch.setattr(statuses, "MAXIMUM_PENDING", 0)
-        await agent.report(1, t1=types.TASK_STATE_RUNNING)
+        agent.report(1, t1=types.TASK_STATE_RUNNING)
         await agent.until(lambda: agent.ended is not None)
         assert agent.ended is not None
         assert agent.ended.reason == dispatcher.SESSION_END_REASON_OVERLOADED
@@ -255,7 +255,7 @@ async def test_a_manager_that_cannot_take_more_in_says_so(monkeypatch: pytest.Mo
 async def test_a_second_hello_ends_the_session() -> None:
     world = await founded()
     async with swarm_of(world.store, "m1") as swarm, Agent(swarm, "n1").connected(swarm.managers["m1"]) as agent:
-        await agent.call.write(dispatcher.AgentMessage(hello=agent.hello))
+        agent.say(dispatcher.AgentMessage(hello=agent.hello))
         await agent.until(lambda: agent.ended is not None)
 
 
@@ -294,7 +294,7 @@ async def test_an_agent_writes_only_statuses_of_its_own_tasks() -> None:
     world = await founded()
     await world.commit(Create(task("theirs", "n2", state=types.TASK_STATE_PREPARING)))
     async with swarm_of(world.store, "m1") as swarm, Agent(swarm, "n1").connected(swarm.managers["m1"]) as agent:
-        await agent.report(1, theirs=types.TASK_STATE_FAILED)
+        agent.report(1, theirs=types.TASK_STATE_FAILED)
         await agent.until(lambda: agent.acknowledged == 1)
         assert task_state(swarm, "theirs") == types.TASK_STATE_PREPARING
         await swarm.transactions.commit([SetTaskStatus("theirs", types.TaskStatus(state=types.TASK_STATE_RUNNING))])
