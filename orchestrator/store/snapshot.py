@@ -63,6 +63,10 @@ class Snapshot:
                 return self.networks
         raise ValueError(f"there is no table of kind {kind.value}")
 
+    def size(self) -> int:
+        """How many objects there are, without the cluster itself."""
+        return len(self.nodes) + len(self.services) + len(self.revisions) + len(self.tasks) + len(self.networks)
+
     def objects(self) -> Iterable[StoreObject]:
         """Every object, of every kind."""
         if self.cluster is not None:

@@ -19,6 +19,7 @@ from swarm.v1.store_pb2 import Command, CommandResult
 
 from orchestrator.store import persistence
 from orchestrator.store.changes import from_action
+from orchestrator.store.collector import CollectorRelief, paused
 from orchestrator.store.objects import Key, key_of, wrap_key
 from orchestrator.store.persistence import SCHEMA_VERSION, Request
 from orchestrator.store.snapshot import ObjectChange, Snapshot, Stamp, apply_changes
@@ -36,9 +37,9 @@ class Store:
         self._requests: dict[str, Request] = {}
         self._request_order: deque[str] = deque()
         self._watches: set[Watch] = set()
-        self._lock = (
-            threading.Lock()
-        )  # held while a snapshot is published and while a watch begins: no gap between both
+        self._relief = CollectorRelief()
+        # Held while a snapshot is published and while a watch begins: no gap between both.
+        self._lock = threading.Lock()
 
     def snapshot(self) -> Snapshot:
         """The newest state. Free."""
@@ -90,6 +91,7 @@ class Store:
         if entry.request_id:
             self._remember(Request(entry.request_id, index, written))
         self._publish(snapshot, effects)
+        self._relief.wrote(len(effects), snapshot.size())
         return _result(index, written=written if entry.request_id else ())
 
     def capture(self) -> Callable[[], Iterable[bytes]]:
@@ -99,10 +101,12 @@ class Store:
 
     def restore(self, index: int, chunks: Iterable[bytes]) -> None:
         """Replaces the whole state. Raises InternalError where the snapshot is damaged or newer; then nothing has changed."""
-        snapshot, requests = persistence.load(index, chunks)
+        with paused():
+            snapshot, requests = persistence.load(index, chunks)
         self._requests = {request.request_id: request for request in requests}
         self._request_order = deque(self._requests)
         self._publish(snapshot, None)
+        self._relief.wrote(snapshot.size(), snapshot.size())
 
     def _publish(self, snapshot: Snapshot, effects: Iterable[ObjectChange] | None) -> None:
         changes = None if effects is None else tuple(effects)
