@@ -111,6 +111,7 @@ class Network:
         self._last_due: dict[tuple[str, str], float] = defaultdict(float)
         self.up: set[tuple[str, str]] = set()
         self.slow_until: dict[tuple[str, str], float] = {}
+        self.copied: dict[tuple[str, str], list[bytes]] = {}  # links whose messages will come once more, much later
         self.rough = 0.0  # chance of a drop, duplicate or reordering
 
     def dial(self, source: str, target: str) -> None:
@@ -141,6 +142,8 @@ class Network:
         if chance < self.rough:
             self._world.counts["message dropped"] += 1
             return True
+        if (source, target) in self.copied:
+            self.copied[source, target].append(data)
         delay = rng.uniform(0.0005, 0.012)
         if self.slow_until.get((source, target), 0.0) > self._world.now:
             delay += rng.uniform(0, 0.6)
@@ -150,13 +153,13 @@ class Network:
             due += rng.uniform(0, 0.3)
         else:
             due = self._last_due[source, target] = max(due, self._last_due[source, target])
-        self._world.at(due, lambda: self._arrive(source, target, data))
+        self._world.at(due, lambda: self.arrive(source, target, data))
         if self.rough < chance < 2 * self.rough:
             self._world.counts["message duplicated"] += 1
-            self._world.at(due + rng.uniform(0, 1.0), lambda: self._arrive(source, target, data))
+            self._world.at(due + rng.uniform(0, 1.0), lambda: self.arrive(source, target, data))
         return True
 
-    def _arrive(self, source: str, target: str, data: bytes) -> None:
+    def arrive(self, source: str, target: str, data: bytes) -> None:
         host = self._world.hosts.get(target)
         if host is None or host.core is None or (source, target) in self._cut:
             return
@@ -215,11 +218,13 @@ class Promises:
     """What others rely on."""
 
     stored: int = 0  # acknowledged: all entries up to here
+    received: set[str] = field(default_factory=set)  # snapshots of leaders, which may replace what was acknowledged
     vote: tuple[int, str] = (0, "")
 
     def broken_by(self, core: Core) -> str | None:
         """What a member that came back no longer knows."""
-        if core.last_index < self.stored:
+        replaced = core.snapshot is not None and core.snapshot.name in self.received
+        if core.last_index < self.stored and not (replaced and core.snapshot.index == core.last_index):
             return f"acknowledged entry {self.stored} and came back with entries up to {core.last_index}"
         term, candidate = self.vote
         if core.term < term or (core.term == term and (core.voted_for or "") != candidate):
@@ -298,6 +303,7 @@ class Host:
     def receive_snapshot(self, source: str, offer: pb.RaftSnapshotOffer, data: bytes) -> None:
         assert self.core is not None
         name = file_name(offer.index, offer.index_term)
+        self.promises.received.add(name)
         try:
             with self.core.snapshots.receive(name) as incoming:
                 incoming.add(data)
@@ -373,6 +379,10 @@ class CheckedCore(Core):
             self.promises.vote = (vote.term, node_id)
         return sent
 
+    def _installed(self, snapshot: Snapshot) -> None:
+        super()._installed(snapshot)
+        self.promises.stored = min(self.promises.stored, self.last_index)
+
     def log_truncated(self, index: int) -> None:
         self.promises.stored = min(self.promises.stored, index - 1)
         super().log_truncated(index)
@@ -393,6 +403,7 @@ class World:
         self._log_matching: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._applied: dict[int, bytes] = {}
         self._committed: dict[int, tuple[int, bytes]] = {}
+        self._committed_in: dict[int, int] = {}  # the term in which it was first seen committed
         self._commit_seen: dict[str, int] = defaultdict(int)
         self._leaders: dict[int, str] = {}
         self._acknowledged: dict[bytes, int] = {}
@@ -474,6 +485,8 @@ class World:
             self.after(rng.uniform(0.2, 2.0), room)
         if rng.random() < 0.004:
             self._transfer()
+        if rng.random() < 0.003:
+            self._cut_leader_with_minority()
         if self._change_members and rng.random() < 0.02:
             for _ in range(rng.choice((1, 1, 3))):
                 self._change_configuration()
@@ -500,11 +513,49 @@ class World:
         leading = [host for host in self.hosts.values() if host.core is not None and host.core.role is Role.LEADER]
         return self.rng.choice(sorted(leading, key=lambda host: host.name)) if leading else None
 
-    def _transfer(self) -> None:
+    def _cut_leader_with_minority(self) -> None:
+        """A leader and as many others as make no majority take writes that the rest will overwrite; soon after, that
+        leader is asked to lead again. What its followers once acknowledged is a lie by then."""
+        leader, rng = self._leader(), self.rng
+        if leader is None or leader.core is None:
+            return
+        voters = sorted(membership.voters(leader.core.history.current) - {leader.name})
+        minority = [leader.name, *rng.sample(voters, len(voters) // 2 - (len(voters) % 2 == 0))]
+        rest = [name for name in sorted(self.hosts) if name not in minority]
+        self.counts["leader cut off with a minority"] += 1
+        for one in minority:
+            for other in rest:
+                self.network.cut(one, other, both=True)
+        for _ in range(3):
+            self._write(leader)
+
+        late = self.network.copied = {(one, leader.name): [] for one in minority[1:]}
+
+        def heal() -> None:
+            self.network.copied = {}
+            for one in minority:
+                for other in rest:
+                    self.network.heal(one, other)
+
+        def lead_again() -> None:
+            self._transfer(leader.name)
+            for (one, _), messages in late.items():
+                self.network.slow_until[leader.name, one] = self.now + 1.0
+                for data in messages:
+                    self.counts["message duplicated"] += 1
+                    self.after(
+                        rng.uniform(0.0, 0.6), lambda one=one, data=data: self.network.arrive(one, leader.name, data)
+                    )
+
+        self.after(rng.uniform(0.5, 1.5), heal)
+        for delay in (2.0, 2.5, 3.0, 4.0):
+            self.after(delay, lead_again)
+
+    def _transfer(self, target: str | None = None) -> None:
         leader = self._leader()
-        if leader is not None and leader.core is not None:
+        if leader is not None and leader.core is not None and leader.name != target:
             self.counts["leadership transfer"] += 1
-            leader.links.post(leader.core.transfer_leadership, None, 0.5, lambda _: None)
+            leader.links.post(leader.core.transfer_leadership, target, 0.5, lambda _: None)
 
     def _change_configuration(self) -> None:
         leader = self._leader()
@@ -615,6 +666,19 @@ class World:
         before = self._leaders.setdefault(core.term, name)
         if before != name:
             self.violated(f"election safety: {before} and {name} both lead term {core.term}")
+        for node, match in core.match_index.items():
+            self._check_match(name, core, node.id, match)
+
+    def _check_match(self, name: str, core: Core, peer: str, match: int) -> None:
+        """What a leader believes of a member's log is true, unless a later leader has changed that log since."""
+        other = self.hosts[peer].core
+        if other is None or other.term > core.term or match <= max(other.base_index, core.base_index):
+            return
+        theirs, ours = other.entry(match), core.entry(match)
+        if theirs is None or ours is None or theirs[2] != ours[2]:
+            self.violated(
+                f"{name} leads term {core.term} and believes that {peer} holds its entry {match}: it does not"
+            )
 
     def _check_committed(self, name: str, core: Core) -> None:
         commit = core.commit_index
@@ -626,6 +690,7 @@ class World:
             if entry is None:
                 self.violated(f"{name} committed entry {index}, which its log does not hold")
                 return
+            self._committed_in.setdefault(index, core.term)
             if self._committed.setdefault(index, (entry[2], entry[0])) != (entry[2], entry[0]):
                 self.violated(f"{name} committed another entry {index} than others did")
         self._commit_seen[name] = commit
@@ -633,12 +698,13 @@ class World:
             self._check_complete(name, core)
 
     def _check_complete(self, name: str, core: Core) -> None:
-        """Leader completeness, looked at once per leadership: the leader holds all that was committed before."""
+        """Leader completeness, looked at once per leadership: the leader holds all that was committed in earlier terms
+        (an old entry that a later leader commits is not among them)."""
         if self._complete_checked.get(core.term) == name:
             return
         self._complete_checked[core.term] = name
         for index, (term, command) in self._committed.items():
-            if index <= core.base_index or term >= core.term:
+            if index <= core.base_index or self._committed_in[index] >= core.term:
                 continue
             entry = core.entry(index)
             if entry is None or (entry[2], entry[0]) != (term, command):
