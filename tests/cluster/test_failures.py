@@ -55,26 +55,38 @@ def test_a_killed_manager_process_comes_back_and_catches_up(lab: TestLab) -> Non
     eventually(lambda: "written-meanwhile" in lab.swarmctl("network", "ls", node=leader), timeout=40)
 
 
-def test_the_agents_death_disturbs_neither_containers_nor_addresses_nor_names(lab: TestLab) -> None:
-    create_web(lab, 5)
+def create_client(lab: TestLab, host: str) -> str:
+    """The id of a task on `host` that only waits."""
     lab.swarmctl(
-        "service", "create", "--name", "client", "--constraint", "node.hostname==w1", "web", "/bin/sleep", "100000"
+        "service", "create", "--name", "client", "--constraint", f"node.hostname=={host}", "web", "/bin/sleep", "100000"
     )
-    eventually(lambda: len({lab.who("w1", PORT) for _ in range(30)}) == 5)
+    return lab.running("client")[0].id
+
+
+def test_a_restarted_agent_takes_its_tasks_up_again(lab: TestLab) -> None:
+    create_web(lab, 5)
     before = {task.id for task in lab.running("web")}
-    client = lab.running("client")[0].id
     lab.kill_daemon("w1")
-    for _ in range(10):
+    lab.start_daemon("w1")
+    lab.wait_ready("w1")
+    assert before == {task.id for task in lab.running("web")}
+    lab.swarmctl("service", "scale", "web=6")
+    lab.wait_running("web", 6)
+
+
+def test_a_dead_agent_disturbs_neither_containers_nor_addresses_nor_names(lab: TestLab) -> None:
+    create_web(lab, 5)
+    client = create_client(lab, "w1")
+    eventually(lambda: len({lab.who("w1", PORT) for _ in range(30)}) == 5)
+    lab.kill_daemon("w1")
+    eventually(lambda: lab.state("w1") == "down")
+    for _ in range(15):
         assert lab.who("w1", PORT)
         address = lab.resolve(client, "web")[0]
         assert "container" in lab.fetch_inside(client, f"http://{address}/cgi-bin/whoami")
-        time.sleep(0.1)
     lab.start_daemon("w1")
     lab.wait_ready("w1")
-    eventually(lambda: len(lab.running("web")) == 5)
-    assert before == {task.id for task in lab.running("web")}, "the tasks were taken up again, not replaced"
-    lab.swarmctl("service", "scale", "web=6")
-    lab.wait_running("web", 6)
+    lab.wait_running("web", 5)
 
 
 def test_every_manager_answers_every_command(lab: TestLab) -> None:
@@ -94,7 +106,8 @@ def test_without_a_quorum_writes_are_refused_with_a_reason_and_running_tasks_go_
     code, said = lab.refused("service", "create", "--detach", "--name", "late", "web")
     assert code in (5, 9), said
     assert "quorum" in said or "leader" in said, said
-    assert lab.who("w1", PORT), "workers serve on without managers"
+    # Nobody can tell the workers that two hosts are gone: some connections lead there, the others are answered.
+    eventually(lambda: lab.who("w1", PORT))
     for name in others:
         lab.heal(name)
     lab.wait_ready()

@@ -150,10 +150,7 @@ def test_virtual_ip_and_names_inside_the_network(lab: TestLab) -> None:
     assert len(one) == 1, "the service's name leads to its virtual IP"
     each = lab.resolve(client, "tasks.api")
     assert len(each) == 3, "tasks.NAME leads to every task"
-    answers = {
-        lab.inside(client, "wget", "-q", "-T", "3", "-O", "-", "http://api/cgi-bin/whoami").split()[1]
-        for _ in range(15)
-    }
+    answers = {lab.fetch_inside(client, f"http://{one[0]}/cgi-bin/whoami").split()[1] for _ in range(15)}
     assert len(answers) == 3, "the virtual IP balances over all tasks"
 
 
