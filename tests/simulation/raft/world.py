@@ -21,6 +21,7 @@ from orchestrator.consensus import Committed, Leadership, Member
 from orchestrator.raft import journal, membership
 from orchestrator.raft.config import CompactionPolicy, Timings
 from orchestrator.raft.core import Core
+from orchestrator.raft.disk import DiskFull
 from orchestrator.raft.engine import MemberNode, Role
 from orchestrator.raft.journal import Journal
 from orchestrator.raft.links import Links
@@ -176,7 +177,7 @@ class Network:
             arrived = bool(data) and life is not None and not self._is_cut(source, target) and self._rng.random() < 0.9
             if arrived and other is not None:
                 self._world.counts["snapshot sent"] += 1
-                other.receive_snapshot(source, offer, data)
+                arrived = other.receive_snapshot(source, offer, data)
             if host.core is not None:
                 host.links.post(host.core.snapshot_transfer_ended, target, arrived)
 
@@ -300,7 +301,7 @@ class Host:
 
         self.world.after(self.world.rng.uniform(0.0, 0.4), run)
 
-    def receive_snapshot(self, source: str, offer: pb.RaftSnapshotOffer, data: bytes) -> None:
+    def receive_snapshot(self, source: str, offer: pb.RaftSnapshotOffer, data: bytes) -> bool:
         assert self.core is not None
         name = file_name(offer.index, offer.index_term)
         self.promises.received.add(name)
@@ -310,8 +311,11 @@ class Host:
                 incoming.finish()
         except Crashed:
             self.crashed()
-            return
+            return False
+        except DiskFull:
+            return False
         self.links.post(self.core.snapshot_received, source, offer, name)
+        return True
 
     def tick(self) -> None:
         if self.core is None or self.paused_until > self.world.now:
