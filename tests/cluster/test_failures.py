@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.support.lab import TestLab, eventually
 
 PORT = 8091
