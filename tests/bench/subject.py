@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 POLL_PERIOD = 0.02
@@ -78,7 +79,7 @@ def wait(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> 
 def resident(pid: int) -> int:
     """Resident KiB of a process; 0 where it has ended."""
     try:
-        with open(f"/proc/{pid}/status") as status:
+        with Path(f"/proc/{pid}/status").open() as status:
             return next((int(line.split()[1]) for line in status if line.startswith("VmRSS")), 0)
     except OSError:
         return 0
