@@ -33,6 +33,7 @@ from agent.node.options import Options
 from agent.node.record import NodeFile, NodeRecord
 from agent.runtime.interface import Runtime
 from agent.runtime.logs import last_line
+from agent.session.cancellation import raise_if_cancelled
 from agent.session.client import SessionClient
 from agent.session.gates import Gate
 from agent.session.mirror import Mirror, Self
@@ -162,6 +163,7 @@ class Member:
                 await self.tasks.prepare_recovery()
                 break
             except SwarmError as error:
+                raise_if_cancelled()
                 self.problem = str(error)
                 log.error("this node cannot run tasks yet: %s", error)
                 await asyncio.sleep(wait)

@@ -28,6 +28,7 @@ from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 from swarm.v1.dispatcher_pb2_grpc import DispatcherStub
 
+from agent.session.cancellation import raise_if_cancelled
 from agent.session.mirror import StaleAssignments
 from agent.session.outbox import Outbox
 
@@ -162,6 +163,7 @@ class SessionClient:
             self.connected_to = ""
             self._outbox.session_lost(self._clock.monotonic())
             self._handler.session_over()
+        raise_if_cancelled()
         return 0.0
 
     async def _session(self, address: str) -> None:

@@ -16,6 +16,7 @@ from swarm.errors import SwarmError, Unavailable
 from swarm.retry import Backoff
 
 from agent.network.interface import DataPlane, NetworkView
+from agent.session.cancellation import raise_if_cancelled
 from agent.session.gates import Gate
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class NetworkApplier:
             try:
                 await self._data_plane.apply(view)
             except SwarmError as error:
+                raise_if_cancelled()
                 self.error = error
                 self._rounds.advance(self._rounds.value + 1)
                 log.error("the networks could not be brought up to date and are tried again: %s", error)

@@ -19,6 +19,7 @@ from swarm.errors import NotFound, SwarmError
 from swarm.retry import Backoff
 from swarm.v1 import types_pb2 as types
 
+from agent.session.cancellation import raise_if_cancelled
 from agent.tasks import events, health, preparation, settings
 from agent.tasks.events import Command, Event
 from agent.tasks.host import TaskHost
@@ -172,6 +173,7 @@ class TaskWorker:
                 self.tell(events.Exited(-1, str(error)))
                 return
             except SwarmError as error:
+                raise_if_cancelled()
                 log.warning("task %s: waiting for its end failed and is tried again: %s", self.task_id, error)
                 await self._host.sleep(wait)
         last_line = await self._host.last_line(self._host.directories.log(self.task_id)) if state.exit_code else ""
@@ -257,6 +259,7 @@ class TaskWorker:
             try:
                 await operation()
             except Exception as error:  # noqa: BLE001 – even a defect must not leave a task that never ends
+                raise_if_cancelled()
                 log.warning("task %s: %s cannot be removed and is tried again: %r", self.task_id, what, error)
                 await self._host.sleep(wait)
             else:

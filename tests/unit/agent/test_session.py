@@ -13,7 +13,7 @@ import grpc
 import pytest
 from swarm.channels import open_local
 from swarm.clock import SystemClock, duration
-from swarm.errors import NodeRemoved, to_status
+from swarm.errors import NodeRemoved, Unavailable, to_status
 from swarm.identity import TlsMaterial
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
@@ -263,11 +263,9 @@ async def test_one_manager_that_does_not_know_the_node_may_just_lag_behind(tmp_p
         await talk.read("heartbeat")
 
     async with session(tmp_path, [stranger] * 50, [accept], [accept]) as (connected, handler, managers):
-        await asyncio.wait(
-            {asyncio.ensure_future(managers[1].done.get()), asyncio.ensure_future(managers[2].done.get())},
-            timeout=10,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        async with asyncio.timeout(10):
+            while managers[1].done.empty() and managers[2].done.empty():  # noqa: ASYNC110 – bounded; nothing tells
+                await asyncio.sleep(0.01)
         assert connected.started
         assert not handler.task.done()  # type: ignore[attr-defined]
 
@@ -281,3 +279,21 @@ async def test_a_node_that_a_majority_does_not_know_was_removed(tmp_path: Path) 
         with pytest.raises(NodeRemoved, match="no longer, a member"):
             async with asyncio.timeout(10):
                 await handler.task  # type: ignore[attr-defined]
+
+
+async def test_a_cancellation_that_meets_a_failure_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a hanging test: the task group swallowed it, and the session went on for ever."""
+    async with session(tmp_path, []) as (connected, handler, _):
+        task = handler.task  # type: ignore[attr-defined]
+
+        async def fails(address: str) -> None:
+            task.cancel()
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                raise Unavailable("the stream broke at the same moment") from None
+
+        monkeypatch.setattr(connected, "_session", fails)
+        async with asyncio.timeout(10):
+            await asyncio.wait({task})
+        assert task.cancelled()
