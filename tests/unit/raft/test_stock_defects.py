@@ -280,7 +280,7 @@ def test_a_command_just_under_a_multiple_of_the_batch_raises() -> None:
     cluster = trio(appendEntriesBatchSizeBytes=1000)
     size = next(size for size in range(1500, 3000) if _splits_badly(size))
     cluster.members["a"]._applyCommand(b"\x01" + bytes(size), None)
-    with pytest.raises(Exception, match=r"pickle|truncated|Ran out|EOF"):
+    with pytest.raises((EOFError, pickle.UnpicklingError)):
         cluster.run("a", "b", "c")
 
 
