@@ -1,63 +1,126 @@
 """The lab's cables: namespaces, the switch, links into the machine's own namespace, and the way outside.
 
 Every function may be called again over what is already there; `unwire` removes everything, also of a lab of which only
-parts are left.
+parts are left. Links, addresses and routes are made through pyroute2.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
-import json
+import re
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from swarm import process
-from swarm.errors import SwarmError
+from swarm.errors import InternalError, SwarmError
 
 from orchestrator.lab.layout import CGROUP_ROOT, LabHost, LabLayout
 
+if TYPE_CHECKING:
+    from pyroute2 import AsyncIPRoute
+
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 FORWARDING_BEFORE = "forwarding-before"
+_THERE_ALREADY = (errno.EEXIST,)
+_GONE_ALREADY = (errno.ENOENT, errno.ENODEV)
 
 
-async def _ip(*lines: str, namespace: str = "") -> None:
-    """Runs `ip -batch`; lines that only repeat what is there may fail."""
-    arguments = ["ip", *(("-n", namespace) if namespace else ()), "-force", "-batch", "-"]
-    await process.run(arguments, stdin="\n".join(lines).encode() + b"\n", check=False)
+@contextlib.asynccontextmanager
+async def _netlink(namespace: str = "") -> AsyncIterator[AsyncIPRoute]:
+    """Netlink of a namespace, of the machine's own where none is named."""
+    from pyroute2 import AsyncIPRoute  # late: 0.2 s that only labs need
+
+    async with AsyncIPRoute(netns=namespace) if namespace else AsyncIPRoute() as netlink:
+        yield netlink
+
+
+@contextlib.contextmanager
+def _tolerating(what: str, *numbers: int) -> Iterator[None]:
+    """Ignores the kernel's refusal with one of the error numbers; any other is told as a SwarmError."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in numbers:
+            raise InternalError(f"the lab's network: cannot {what}: {error}") from error
+
+
+async def _index(netlink: AsyncIPRoute, name: str) -> int | None:
+    found = await netlink.link_lookup(ifname=name)
+    return int(found[0]) if found else None
+
+
+async def _configure(netlink: AsyncIPRoute, name: str, *, address: str = "", route: str = "", master: str = "") -> None:
+    """Sets a link up, with an address (CIDR), a default route and a bridge where they are given."""
+    index = await _index(netlink, name)
+    if index is None:
+        raise InternalError(f"the lab's network: there is no link {name}")
+    settings: dict[str, Any] = {"state": "up"}
+    if master:
+        settings["master"] = await _index(netlink, master)
+    await netlink.link("set", index=index, **settings)
+    if address:
+        local, prefix = address.split("/")
+        with _tolerating(f"give {name} the address {address}", *_THERE_ALREADY):
+            await netlink.addr("add", index=index, address=local, prefixlen=int(prefix))
+    if route:
+        with _tolerating(f"route {name} through {route}", *_THERE_ALREADY):
+            await netlink.route("add", dst="0.0.0.0/0", gateway=route)
+
+
+async def _add_cable(netlink: AsyncIPRoute, name: str, *, far_name: str, far_namespace: str) -> None:
+    """A pair of links: `name` here, `far_name` in another namespace."""
+    with _tolerating(f"lay the cable {name}", *_THERE_ALREADY):
+        await netlink.link("add", ifname=name, kind="veth", peer={"ifname": far_name, "net_ns_fd": far_namespace})
 
 
 def namespace_exists(namespace: str) -> bool:
     return (Path("/run/netns") / namespace).exists()
 
 
+def namespaces_of(lab: str) -> list[str]:
+    """The namespaces of a lab that are there. The lab `a` does not own those of the lab `a-b`."""
+    mine = re.compile(rf"lab-{re.escape(lab)}-(switch|[mw][0-9]+)")
+    directory = Path("/run/netns")
+    return (
+        sorted(entry.name for entry in directory.iterdir() if mine.fullmatch(entry.name)) if directory.is_dir() else []
+    )
+
+
+def _add_namespace(namespace: str) -> None:
+    from pyroute2 import netns
+
+    if not namespace_exists(namespace):
+        netns.create(namespace)
+
+
 async def taken_subnets() -> list[ipaddress.IPv4Network]:
     """Every IPv4 network that this machine has a route to, but for the default one."""
-    routes = json.loads((await process.run(["ip", "-4", "-json", "route", "show", "table", "all"])).stdout or b"[]")
     found = []
-    for route in routes:
-        destination = str(route.get("dst", "default"))
-        if destination != "default":
-            found.append(ipaddress.IPv4Network(destination, strict=False))
+    async with _netlink() as netlink:
+        async for route in await netlink.get_routes(family=2):
+            destination = route.get("dst")
+            if destination:
+                found.append(ipaddress.IPv4Network((str(destination), int(route["dst_len"])), strict=False))
     return found
 
 
 async def wire_switch(layout: LabLayout) -> None:
     """The switch, the machine's own link to it, and masquerading for what leaves the lab."""
     switch, link = layout.switch_namespace, layout.uplink
-    if not namespace_exists(switch):
-        await process.run(["ip", "netns", "add", switch])
-    await _ip(
-        "link add br0 type bridge",
-        "link set lo up",
-        "link set br0 up",
-        f"addr add {layout.registry_address}/24 dev br0",
-        f"route add default via {layout.gateway}",
-        namespace=switch,
-    )
-    await _ip(f"link add {link} type veth peer name uplink netns {switch}")
-    await _ip("link set uplink master br0 up", namespace=switch)
-    await _ip(f"addr add {layout.gateway}/24 dev {link}", f"link set {link} up")
-    await _ip(f"route add default via {layout.gateway}", namespace=switch)
+    _add_namespace(switch)
+    async with _netlink(switch) as inside, _netlink() as outside:
+        with _tolerating("make the switch", *_THERE_ALREADY):
+            await inside.link("add", ifname="br0", kind="bridge")
+        await _add_cable(outside, link, far_name="uplink", far_namespace=switch)
+        await _configure(inside, "lo")
+        await _configure(outside, link, address=f"{layout.gateway}/24")
+        await _configure(inside, "uplink", master="br0")
+        await _configure(inside, "br0", address=f"{layout.registry_address}/24", route=layout.gateway)
     before = layout.run_directory.parent / FORWARDING_BEFORE
     if not before.exists():
         before.write_text(FORWARDING.read_text())
@@ -76,46 +139,47 @@ def _outside_rules(layout: LabLayout) -> str:
 
 async def wire_host(layout: LabLayout, host: LabHost) -> None:
     """A host's namespace and its cable to the switch."""
-    if not namespace_exists(host.namespace):
-        await process.run(["ip", "netns", "add", host.namespace])
-    await _ip(
-        f"link add {host.name} type veth peer name eth0 netns {host.namespace}",
-        f"link set {host.name} master br0 up",
-        namespace=layout.switch_namespace,
-    )
-    await _ip(
-        "link set lo up",
-        f"addr add {host.address}/24 dev eth0",
-        "link set eth0 up",
-        f"route add default via {layout.gateway}",
-        namespace=host.namespace,
-    )
+    _add_namespace(host.namespace)
+    async with _netlink(layout.switch_namespace) as switch, _netlink(host.namespace) as inside:
+        await _add_cable(switch, host.name, far_name="eth0", far_namespace=host.namespace)
+        await _configure(switch, host.name, master="br0")
+        await _configure(inside, "lo")
+        await _configure(inside, "eth0", address=f"{host.address}/24", route=layout.gateway)
 
 
 async def set_link(layout: LabLayout, host: LabHost, *, up: bool) -> None:
     """Pulls or plugs the host's cable, at the switch."""
-    await process.run(["ip", "-n", layout.switch_namespace, "link", "set", host.name, "up" if up else "down"])
+    async with _netlink(layout.switch_namespace) as switch:
+        index = await _index(switch, host.name)
+        if index is None:
+            raise InternalError(f"the lab's switch has no cable to {host.name}")
+        await switch.link("set", index=index, state="up" if up else "down")
 
 
 async def link_is_up(layout: LabLayout, host: LabHost) -> bool:
-    shown = await process.run(["ip", "-n", layout.switch_namespace, "-json", "link", "show", host.name], check=False)
-    links = json.loads(shown.stdout or b"[]") if shown.exit_code == 0 else []
-    return any("UP" in link.get("flags", ()) for link in links)
+    if not namespace_exists(layout.switch_namespace):
+        return False
+    async with _netlink(layout.switch_namespace) as switch:
+        async for link in await switch.get_links():
+            if link.get("ifname") == host.name:
+                return bool(link["state"] == "up")
+    return False
 
 
-async def unwire_host(host: LabHost) -> None:
-    await _delete_namespace(host.namespace)
+def unwire_host(host: LabHost) -> None:
+    _delete_namespace(host.namespace)
 
 
 async def unwire(lab: str, layout: LabLayout | None, *, last: bool) -> None:
     """Removes every namespace, link and rule of the lab. `last`: no other lab is left on this machine."""
-    prefix = f"lab-{lab}-"
-    directory = Path("/run/netns")
-    for namespace in sorted(directory.iterdir()) if directory.is_dir() else []:
-        if namespace.name.startswith(prefix):
-            await _delete_namespace(namespace.name)
+    for namespace in namespaces_of(lab):
+        _delete_namespace(namespace)
     if layout is not None:
-        await _ip(f"link del {layout.uplink}")
+        async with _netlink() as outside:
+            index = await _index(outside, layout.uplink)
+            if index is not None:
+                with _tolerating(f"remove {layout.uplink}", *_GONE_ALREADY):
+                    await outside.link("del", index=index)
     await process.run(["nft", "delete", "table", "ip", f"swarm-lab-{lab}"], check=False)
     before = Path("/run/swarm-lab") / FORWARDING_BEFORE
     if last and before.exists():
@@ -123,9 +187,11 @@ async def unwire(lab: str, layout: LabLayout | None, *, last: bool) -> None:
         before.unlink()
 
 
-async def _delete_namespace(namespace: str) -> None:
+def _delete_namespace(namespace: str) -> None:
+    from pyroute2 import netns
+
     if namespace_exists(namespace):
-        await process.run(["ip", "netns", "del", namespace], check=False)
+        netns.remove(namespace)
 
 
 async def unmount_below(*directories: Path) -> None:

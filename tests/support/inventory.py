@@ -39,10 +39,8 @@ class Inventory:
 
 def take(lab: str) -> Inventory:
     """Everything that belongs to lab `lab` now; empty where there is none."""
-    prefix = f"lab-{lab}-"
-    directory = Path("/run/netns")
-    namespaces = sorted(p.name for p in directory.iterdir() if p.name.startswith(prefix)) if directory.is_dir() else []
-    rules = [f"root {line}" for line in _tables([]) if lab in line]
+    namespaces = wiring.namespaces_of(lab)
+    rules = [f"root {line}" for line in _tables([]) if line.endswith(f"swarm-lab-{lab}")]
     links: list[str] = []
     for namespace in namespaces:
         enter = ["nsenter", f"--net=/run/netns/{namespace}"]
