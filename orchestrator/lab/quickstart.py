@@ -8,6 +8,7 @@ Everything goes through `swarmctl`, as a user would do it.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import sys
@@ -116,6 +117,12 @@ async def call(layout: LabLayout) -> list[tuple[str, str]]:
         ) from None
 
 
+async def _places() -> dict[str, str]:
+    """The beginning of a task's id, which is its container's host name → "web.1 on w2"."""
+    shown = json.loads((await swarmctl("service", "ps", "web", "--format", "json")).text)
+    return {task["id"][:12]: f"{task['names']['task']} on {task['names']['node']}" for task in shown}
+
+
 async def main() -> None:
     layout = await build_lab()
     say("Building the image `web` and pushing it to the lab's registry")
@@ -129,8 +136,9 @@ async def main() -> None:
         show(f"$ swarmctl {' '.join(arguments)}")
         show((await swarmctl(*arguments)).text)
         show("")
+    places = await _places()
     for host, answer in answers:
-        show(f"asked {host}: {answer}")
+        show(f"asked {host}: {answer} ({places.get(answer.split()[1], 'just replaced')})")
     program = Path(sys.executable).parent / "swarmctl"
     on_path = shutil.which("swarmctl")
     name = "swarmctl" if on_path else str(program)
