@@ -75,6 +75,7 @@ class LinuxDataPlane:
         self._host: HostState | None = None  # None: not known, read the kernel
         self._host_table: Table | None = None
         self._applying = asyncio.Lock()
+        self._shaping = asyncio.Lock()  # while bridges come and go nobody may choose one to be attached to
         self._detached_ports: list[str] = []
         self._removing = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
@@ -172,7 +173,8 @@ class LinuxDataPlane:
             self._in_force = newest
 
     async def _put_in_force(self, view: NetworkView) -> None:
-        await self._program_overlays(view)
+        async with self._shaping:
+            await self._program_overlays(view)
         virtual_ips = balancing(view)
         for network_id, backends in _withdrawn(self._virtual_ips, virtual_ips).items():
             self._withdrawn.setdefault(network_id, set()).update(backends)
@@ -276,8 +278,10 @@ class LinuxDataPlane:
             if task_id in self._building:
                 raise FailedPrecondition(f"task {task_id} is being attached already")
             nameservers = tuple(dns.nameservers) if dns is not None else ()
-            wiring = wire(task_id, attachments, self._overlays, hostname=hostname, nameservers=nameservers)
-            self._building[task_id] = wiring
+            await self._realised({attachment.network_id for attachment in attachments})
+            async with self._shaping:
+                wiring = wire(task_id, attachments, self._overlays, hostname=hostname, nameservers=nameservers)
+                self._building[task_id] = wiring
             try:
                 await self._build(wiring, {k: v for k, v in (sysctls or {}).items() if k.startswith("net.")})
             finally:
@@ -290,6 +294,17 @@ class LinuxDataPlane:
             hosts=hosts_file(hostname, addresses, extra_hosts),
             addresses=addresses,
         )
+
+    async def _realised(self, network_ids: set[str]) -> None:
+        """Waits for networks that the newest view names: an older one without them may just be put in force."""
+        view = self._view
+        if view is None or view is self._in_force:
+            return
+        if network_ids <= {overlay.network.id for overlay in view.overlays}:
+            async with self._shaping:
+                missing = not network_ids <= self._overlays.keys()
+            if missing:
+                await self.apply(view)
 
     async def _build(self, wiring: Wiring, sysctls: dict[str, str]) -> None:
         task_id = wiring.task_id

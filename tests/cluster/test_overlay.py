@@ -266,3 +266,28 @@ async def test_an_address_that_moves_to_another_host_is_found_there() -> None:
         assert (await lab.ask(lab.inside(first), address))[0] == "moved"
         with refused():
             await lab.ask(lab.inside(first), address, 81)
+
+
+async def test_a_network_that_is_just_going_away_comes_back_for_a_new_task() -> None:
+    """A view without the network is being put in force while a task of the next view, which has it again, is attached."""
+    async with laboratory(1) as lab:
+        [host] = lab.hosts
+        lab.service("web", "10.0.16.2")
+        first = lab.task(host, "web", 1)
+        await lab.deploy()
+        for slot in range(2, 10):
+            with_network = lab.view(host)
+            await host.call("detach", first)
+            lab.forget(first)
+            without_network = lab.view(host)
+            first = lab.task(host, "web", slot)
+            again = lab.view(host)
+            await host.call("apply", with_network)
+            going = asyncio.create_task(host.call("apply", without_network))
+            coming = asyncio.create_task(host.call("apply", again))
+            await lab.attach(first)
+            await asyncio.gather(going, coming)
+            ports = [
+                link for link in _links(host).values() if link.get("master") == "sw1001" and link["ifname"][:2] == "sv"
+            ]
+            assert len(ports) == 1, "the task's interface is on the bridge of the network"
