@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from swarm.v1 import control_pb2, types_pb2
 
+from orchestrator.controllers.service_view import runs_current_spec
 from orchestrator.scheduler.constraints import parse_constraint
 from orchestrator.store import Snapshot
 from orchestrator.store.states import is_healthy, is_live
@@ -89,7 +90,7 @@ def has_converged(snapshot: Snapshot, service: types_pb2.Service) -> bool:
         wanted = wanted_nodes(snapshot, service)
         live = [task for task in live if task.node_id in wanted]  # those on lost nodes are nobody's measure
     return len(live) == _desired(snapshot, service) and all(
-        is_healthy(task) and task.revision_id == service.revision_id for task in live
+        is_healthy(task) and runs_current_spec(snapshot, service, task) for task in live
     )
 
 

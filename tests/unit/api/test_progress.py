@@ -109,3 +109,17 @@ def test_a_global_service_wants_a_task_on_each_node_that_qualifies() -> None:
     state = snapshot(subject, *nodes, task("a", 0, node="n1"), task("b", 0, node="n2"), task("c", 0, node="n4"))
     assert has_converged(state, subject)
     assert not has_converged(snapshot(subject, *nodes), subject)
+
+
+def test_a_task_of_another_revision_with_the_same_words_is_current() -> None:
+    """An update that was taken back by the next one: nothing is replaced, so nothing else can be waited for."""
+    same, other = types_pb2.ServiceSpec(task=web().task), types_pb2.ServiceSpec(task=web(image="other").task)
+    revisions = [
+        Create(types_pb2.ServiceRevision(id="r0", service_id="s", number=1, spec=same)),
+        Create(types_pb2.ServiceRevision(id="r1", service_id="s", number=2, spec=other)),
+        Create(types_pb2.ServiceRevision(id="r2", service_id="s", number=3, spec=same)),
+    ]
+    subject = service(replicas=1)
+    for revision, expected in (("r0", True), ("r1", False), ("r2", True)):
+        state = snapshot(subject, task("a", 1, revision=revision)).with_changes(revisions)
+        assert has_converged(state, subject) is expected, revision
