@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def session_lab() -> Iterator[TestLab]:
+def session_lab(request: pytest.FixtureRequest) -> Iterator[TestLab]:
     name = f"t{os.getpid()}"
     before = inventory.take(name)
     try:
@@ -36,7 +36,12 @@ def session_lab() -> Iterator[TestLab]:
         running.build_web()
         yield running
     finally:
-        asyncio.run(labs.down(name, print))
+        kept = request.config.getoption("--keep-lab") and request.session.testsfailed > 0
+        if not kept:
+            asyncio.run(labs.down(name, print))
+    if kept:
+        print(f"lab {name} is kept; remove it with `swarmctl lab down --name {name}`")
+        return
     left = inventory.take(name).added_since(before)
     assert not left, f"`lab down` left behind: {left}"
 
