@@ -28,7 +28,7 @@ from orchestrator.api.forwarding import Forwarder, Place
 from orchestrator.api.images import Resolver, pin_image
 from orchestrator.api.logs import AgentChannel, LogStream
 from orchestrator.api.lookup import find_network, find_node, find_service, find_task
-from orchestrator.api.progress import progress, summarize
+from orchestrator.api.progress import progress, settles_in, summarize
 from orchestrator.api.validation import check_cluster_spec, check_network_spec, check_node_spec, check_service_spec
 from orchestrator.consensus import Consensus
 from orchestrator.identity.authority import RootAuthority, check_server_addresses
@@ -297,11 +297,17 @@ class ControlService(ControlServicer):
             service: types_pb2.Service | None = find_service(snapshot, request.reference)
             shown: control_pb2.ServiceProgress | None = None
             while service is not None:
-                current = progress(snapshot, service)
+                now = self._clock.wall()
+                current = progress(snapshot, service, now)
                 if current != shown:
                     yield current
                     shown = current
-                snapshot = await views.next_about(watch, service.id)
+                settles = None if current.converged else settles_in(snapshot, service, now)
+                try:
+                    async with asyncio.timeout(settles):
+                        snapshot = await views.next_about(watch, service.id)
+                except TimeoutError:  # nothing happened to it meanwhile: it may have settled
+                    snapshot = self._store.snapshot()
                 service = snapshot.services.get(service.id)
 
     async def ServiceLogs(

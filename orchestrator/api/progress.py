@@ -1,14 +1,15 @@
 """How far a service has come: pure, from a snapshot.
 
 A slot (for global services: a node) counts by its current task: the newest one that is wanted, else the newest. A service
-has converged when every wanted slot has a healthy task of the current revision, no slot is too many, and no update is
-under way.
+has converged when every wanted slot has a healthy task that is what the service says now and has run for STABLE_SECONDS
+(many a program ends right after its start), no slot is too many, and no update is under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from swarm.clock import seconds_of
 from swarm.v1 import control_pb2, types_pb2
 
 from orchestrator.controllers.service_view import runs_current_spec
@@ -18,6 +19,7 @@ from orchestrator.store.states import is_healthy, is_live
 from orchestrator.store.tables import SlotKey
 
 MAX_TASKS = 2000  # in one message; those that are not done come first
+STABLE_SECONDS = 1.0  # that a task runs before it counts as one that stays
 UNDER_WAY = frozenset({types_pb2.UPDATE_STATE_UPDATING, types_pb2.UPDATE_STATE_ROLLBACK_STARTED})
 
 
@@ -70,28 +72,32 @@ def wanted_nodes(snapshot: Snapshot, service: types_pb2.Service) -> set[str]:
     }
 
 
-def progress(snapshot: Snapshot, service: types_pb2.Service) -> control_pb2.ServiceProgress:
-    """What a watcher of the service is shown."""
+def progress(snapshot: Snapshot, service: types_pb2.Service, now: float) -> control_pb2.ServiceProgress:
+    """What a watcher of the service is shown. `now`: wall clock."""
     shown = [task for key, task in current_tasks(snapshot, service.id) if is_live(task) or _is_wanted(service, key)]
     shown.sort(key=lambda task: (is_healthy(task), task.slot, task.node_id))
     return control_pb2.ServiceProgress(
         summary=summarize(snapshot, service),
         tasks=sorted(shown[:MAX_TASKS], key=lambda task: (task.slot, task.node_id)),
-        converged=has_converged(snapshot, service),
+        converged=settles_in(snapshot, service, now) == 0,
     )
 
 
-def has_converged(snapshot: Snapshot, service: types_pb2.Service) -> bool:
-    """Every wanted task of the current revision runs and is healthy, none is too many, and no update is under way."""
+def settles_in(snapshot: Snapshot, service: types_pb2.Service, now: float) -> float | None:
+    """Seconds until the service has converged if nothing happens (0: it has); None where something must happen first."""
     if service.removing or service.update_status.state in UNDER_WAY:
-        return False
+        return None
     live = [task for _, task in current_tasks(snapshot, service.id) if is_live(task)]
     if service.spec.mode.HasField("global"):
         wanted = wanted_nodes(snapshot, service)
         live = [task for task in live if task.node_id in wanted]  # those on lost nodes are nobody's measure
-    return len(live) == _desired(snapshot, service) and all(
-        is_healthy(task) and runs_current_spec(snapshot, service, task) for task in live
-    )
+    if len(live) != _desired(snapshot, service):
+        return None
+    if not all(is_healthy(task) and runs_current_spec(snapshot, service, task) for task in live):
+        return None
+    # By the managers' clocks; whatever those of two leaders differ by, nobody waits longer than the whole time.
+    ages = [now - seconds_of(task.status.recorded_at) for task in live]
+    return max((min(STABLE_SECONDS, max(0.0, STABLE_SECONDS - age)) for age in ages), default=0.0)
 
 
 def _is_wanted(service: types_pb2.Service, key: SlotKey) -> bool:

@@ -12,12 +12,14 @@ def task_label(task: types.Task) -> str:
 
 
 def problem_of(task: types.Task) -> str:
-    """Why a task failed, or why no node takes it; empty where all is well."""
+    """Why a task failed, or why it gets no address or no node; empty where all is well."""
     if task.status.error:
         output_line = task.status.container.last_output
         if output_line and output_line not in task.status.error:
             return f"{task.status.error} (last output: {words.shorten(output_line, 120)})"
         return task.status.error
+    if task.status.state == types.TASK_STATE_NEW:
+        return task.status.message  # the allocator only speaks where something is missing
     if task.status.state == types.TASK_STATE_PENDING and task.status.message.startswith("no suitable node"):
         return task.status.message
     return ""

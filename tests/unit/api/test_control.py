@@ -18,6 +18,7 @@ from swarm.keys import new_key_and_request
 from swarm.tokens import parse_token
 from swarm.v1 import control_pb2, types_pb2
 
+from orchestrator.api.progress import STABLE_SECONDS
 from orchestrator.consensus import Member, MemberStatus
 from orchestrator.store import Create, Update, copy_of
 from tests.unit.api.support import CONTEXT, DIGEST, Api, first, web
@@ -296,6 +297,9 @@ async def test_watching_shows_each_change_and_ends_with_the_service(api: Api) ->
         service_name="web",
     )
     await api.transactions.commit([Create(task)])
+    shown = await first(answers)
+    assert (shown.summary.running, shown.converged) == (1, False), "it has only just started"
+    api.clock.advance(STABLE_SECONDS)
     shown = await first(answers)
     assert shown.converged
     assert [entry.id for entry in shown.tasks] == ["t1"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from swarm.clock import timestamp
 from swarm.v1 import types_pb2
 
-from orchestrator.api.progress import has_converged, progress, summarize
+from orchestrator.api.progress import STABLE_SECONDS, progress, settles_in, summarize
 from orchestrator.store import Create, Snapshot
 from tests.unit.api.support import web
 
@@ -41,6 +42,13 @@ def snapshot(subject: types_pb2.Service, *objects: types_pb2.Task | types_pb2.No
     return Snapshot().with_changes([Create(subject), *(Create(obj) for obj in objects)])
 
 
+NOW = 1000.0
+
+
+def has_converged(state: Snapshot, subject: types_pb2.Service) -> bool:
+    return progress(state, subject, NOW).converged
+
+
 def test_all_slots_running_is_converged() -> None:
     state = snapshot(service(), task("a", 1), task("b", 2))
     assert has_converged(state, service())
@@ -64,6 +72,17 @@ def test_anything_less_is_not(tasks: list[types_pb2.Task]) -> None:
     assert not has_converged(snapshot(service(), *tasks), service())
 
 
+def test_a_task_counts_once_it_has_run_for_a_moment() -> None:
+    fresh = task("b", 2)
+    fresh.status.recorded_at.CopyFrom(timestamp(NOW - 0.25))
+    state = snapshot(service(), task("a", 1), fresh)
+    assert settles_in(state, service(), NOW) == STABLE_SECONDS - 0.25
+    assert not has_converged(state, service())
+    assert settles_in(state, service(), NOW + STABLE_SECONDS) == 0
+    assert settles_in(state, service(), NOW - 3600) == STABLE_SECONDS, "a new leader's clock may be behind"
+    assert settles_in(snapshot(service(), fresh), service(), NOW) is None, "time alone does not bring the other task"
+
+
 def test_an_update_under_way_is_not_converged() -> None:
     subject = service()
     subject.update_status.state = types_pb2.UPDATE_STATE_UPDATING
@@ -82,7 +101,7 @@ def test_a_slot_is_shown_by_its_newest_wanted_task_and_by_its_last_failure() -> 
         task("dead", 2, types_pb2.TASK_STATE_REJECTED, desired=SHUTDOWN),
         task("gone", 3, types_pb2.TASK_STATE_SHUTDOWN, desired=SHUTDOWN),
     )
-    assert [entry.id for entry in progress(state, service()).tasks] == ["new", "dead"]
+    assert [entry.id for entry in progress(state, service(), NOW).tasks] == ["new", "dead"]
 
 
 def node(id_: str, **fields: object) -> types_pb2.Node:

@@ -292,6 +292,15 @@ def test_ps_shows_history_below_the_newest(script: Script, swarmctl: Run) -> Non
     assert script.only("ListTasks").filters[0] == control.Filter(key="service", value=ID)
 
 
+def test_ps_says_why_a_task_gets_no_address(script: Script, swarmctl: Run) -> None:
+    waiting = task(1, types.TASK_STATE_NEW, age=5000)
+    waiting.node_id = ""
+    waiting.status.message = 'network "tiny" has no free address'
+    script.answers["GetService"] = control.GetServiceResponse(summary=summary())
+    script.answers["ListTasks"] = control.ListTasksResponse(tasks=[waiting], names=[control.TaskNames(task="web.1")])
+    assert 'network "tiny" has no free address' in swarmctl("service", "ps", "web").out
+
+
 def test_ps_of_what_is_missing_shows_the_rest_and_fails(script: Script, swarmctl: Run) -> None:
     def get(request: Any) -> Any:
         if request.reference == "gone":
