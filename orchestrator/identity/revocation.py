@@ -2,7 +2,8 @@
 
 A node is a member while the store has it. One that just joined may be newer than a follower's replica, so a node that is
 unknown is believed for a short time after its certificate was issued; one that was removed is on the list of revoked nodes
-until no certificate of it can be valid any more, and is never believed.
+until no certificate of it can be valid any more, and is never believed. A manager that was demoted counts as a worker from
+then on, although the certificate that it still has would let it speak for others and for the log.
 """
 
 from __future__ import annotations
@@ -31,6 +32,19 @@ def is_revoked(snapshot: Snapshot, peer: Peer, now: float) -> bool:
     if any(revoked.node_id == peer.name for revoked in cluster.revoked_nodes):
         return True
     return peer.issued_at + JOINING_GRACE < now
+
+
+def is_demoted(snapshot: Snapshot, peer: Peer, now: float) -> bool:
+    """True where the certificate of `peer` says manager and the store says that its node is a worker, and is to stay one.
+
+    It goes on as a worker: it has to renew its certificate. A node that was just promoted may be newer than a replica."""
+    node = snapshot.nodes.get(peer.name)
+    return (
+        peer.role is Role.MANAGER
+        and node is not None
+        and types_pb2.NODE_ROLE_MANAGER not in (node.role, node.spec.desired_role)
+        and peer.issued_at + JOINING_GRACE < now
+    )
 
 
 def revoke(cluster: types_pb2.Cluster, node_id: str, now: float) -> None:

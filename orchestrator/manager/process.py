@@ -34,7 +34,7 @@ from orchestrator.controllers.loop import ControlLoop
 from orchestrator.dispatcher.service import DispatcherService
 from orchestrator.identity.enrolment import CertificatesService, EnrolmentService
 from orchestrator.identity.membership import join_host_port
-from orchestrator.identity.revocation import is_revoked
+from orchestrator.identity.revocation import is_demoted, is_revoked
 from orchestrator.manager.bootstrap import commit_bootstrap, is_founder
 from orchestrator.manager.certificates import CertificateSource
 from orchestrator.manager.images import AgentImages
@@ -114,7 +114,10 @@ class Manager:
 
     def _make_servers(self) -> tuple[RpcServer, RpcServer, RpcServer]:
         """Cluster port, enrolment port and local socket, with their services."""
-        cluster = RpcServer(is_revoked=lambda peer: is_revoked(self.store.snapshot(), peer, self._clock.wall()))
+        cluster = RpcServer(
+            is_revoked=lambda peer: is_revoked(self.store.snapshot(), peer, self._clock.wall()),
+            is_demoted=lambda peer: is_demoted(self.store.snapshot(), peer, self._clock.wall()),
+        )
         enrolment, local = RpcServer(anonymous=True), RpcServer()
         channels = self._channels
         forwarder = Forwarder(self.consensus, lambda member: channels.to(member.address, member.node_id), rng=self._rng)

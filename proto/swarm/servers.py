@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -69,7 +70,8 @@ def forwarded_peer_metadata(peer: Peer) -> tuple[tuple[str, str], ...]:
 class RpcServer:
     """A gRPC server. Add services, add listeners, start, stop.
 
-    `is_revoked` answers whether a peer with a valid certificate is no longer welcome.
+    `is_revoked` answers whether a peer with a valid certificate is no longer welcome, `is_demoted` whether one whose
+    certificate says manager has only the rights of a worker any more.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class RpcServer:
         *,
         anonymous: bool = False,
         is_revoked: Callable[[Peer], bool] = lambda _: False,
+        is_demoted: Callable[[Peer], bool] = lambda _: False,
         maximum_calls: int | None = None,
     ) -> None:
-        self._guard = _Guard(anonymous, is_revoked)
+        self._guard = _Guard(anonymous, is_revoked, is_demoted)
         self._server = grpc.aio.server(
             interceptors=[self._guard], options=_OPTIONS, maximum_concurrent_rpcs=maximum_calls
         )
@@ -141,9 +144,10 @@ class RpcServer:
 class _Guard(grpc.aio.ServerInterceptor):
     """Authentication, authorization and errors around every handler."""
 
-    def __init__(self, anonymous: bool, is_revoked: Callable[[Peer], bool]) -> None:
+    def __init__(self, anonymous: bool, is_revoked: Callable[[Peer], bool], is_demoted: Callable[[Peer], bool]) -> None:
         self.anonymous = anonymous
         self._is_revoked = is_revoked
+        self._is_demoted = is_demoted
 
     async def intercept_service(
         self,
@@ -179,7 +183,7 @@ class _Guard(grpc.aio.ServerInterceptor):
     def _admit(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Peer, ...]:
         """Admits the caller of `method` or raises. Returns who must stay welcome while the call lasts: the caller, and
         before it the manager that forwarded the call, if one did."""
-        caller = self._identify(context)
+        caller = self._as_it_is(self._identify(context))
         forwarded = self._forwarded_peer(caller, context)
         peers = (caller,) if forwarded is None else (caller, forwarded)
         self._still_welcome(peers)
@@ -194,6 +198,10 @@ class _Guard(grpc.aio.ServerInterceptor):
         if self.anonymous:
             return ANONYMOUS_PEER
         return peer_from_auth_context(context.auth_context())
+
+    def _as_it_is(self, peer: Peer) -> Peer:
+        """A manager that was demoted has the rights of a worker, whatever its certificate still says."""
+        return replace(peer, role=Role.WORKER) if peer.role is Role.MANAGER and self._is_demoted(peer) else peer
 
     @staticmethod
     def _forwarded_peer(caller: Peer, context: grpc.aio.ServicerContext[Any, Any]) -> Peer | None:
@@ -227,7 +235,9 @@ class _Guard(grpc.aio.ServerInterceptor):
         async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
                 peers = self._admit(method, context)
-                async with contextlib.aclosing(self._while_welcome(peers, behaviour(request, context))) as answers:
+                async with contextlib.aclosing(
+                    self._while_welcome(method, peers, behaviour(request, context))
+                ) as answers:
                     async for answer in answers:
                         yield answer
             except SwarmError as error:
@@ -239,8 +249,11 @@ class _Guard(grpc.aio.ServerInterceptor):
 
         return serve
 
-    async def _while_welcome(self, peers: tuple[Peer, ...], answers: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-        """Passes on `answers` until they end, or until a caller's certificate expires or is revoked."""
+    async def _while_welcome(
+        self, method: str, peers: tuple[Peer, ...], answers: AsyncIterator[Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Passes on `answers` until they end, or until a caller's certificate expires, is revoked, or its role is taken
+        away."""
         async with Pumped(answers) as pumped:
             while True:
                 try:
@@ -252,9 +265,18 @@ class _Guard(grpc.aio.ServerInterceptor):
                     if not period.expired():
                         raise  # the handler's own
                     self._still_welcome(peers)
+                    self._still_allowed(method, peers)
                 else:
                     self._still_welcome(peers)
+                    self._still_allowed(method, peers)
                     yield answer
+
+    def _still_allowed(self, method: str, peers: tuple[Peer, ...]) -> None:
+        caller = self._as_it_is(peers[0])
+        if caller is not peers[0]:
+            if len(peers) > 1:
+                raise PermissionDenied(f"{caller.name!r} is no manager any more and may not speak for others")
+            authorize(method, caller)
 
     def _still_welcome(self, peers: tuple[Peer, ...]) -> None:
         for peer in peers:

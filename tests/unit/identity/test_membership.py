@@ -12,7 +12,7 @@ from swarm.v1 import types_pb2
 
 from orchestrator.identity.authority import RootAuthority
 from orchestrator.identity.membership import bootstrap_objects, manager_addresses, new_node, split_advertised, with_role
-from orchestrator.identity.revocation import JOINING_GRACE, is_revoked, revoke
+from orchestrator.identity.revocation import JOINING_GRACE, is_demoted, is_revoked, revoke
 from orchestrator.store import Snapshot, Update, copy_of
 
 NOW = 1_700_000_000.0
@@ -90,6 +90,19 @@ def test_a_removed_node_is_never_believed_again(snapshot: Snapshot) -> None:
     cluster = copy_of(snapshot.cluster)
     revoke(cluster, "w9", NOW)
     assert is_revoked(snapshot.with_changes([Update(cluster)]), peer("w9", age=0), NOW)
+
+
+def test_a_demoted_manager_is_still_a_member_but_no_manager(snapshot: Snapshot) -> None:
+    old = peer("m1", Role.MANAGER)
+    assert not is_demoted(snapshot, old, NOW)
+    leaving = copy_of(snapshot.nodes["m1"])
+    leaving.spec.desired_role = WORKER
+    assert not is_demoted(snapshot.with_changes([Update(leaving)]), old, NOW), "it has not left the log yet"
+    left = snapshot.with_changes([Update(with_role(leaving, WORKER))])
+    assert is_demoted(left, old, NOW)
+    assert not is_revoked(left, old, NOW), "it has to renew its certificate"
+    assert not is_demoted(left, peer("m1", Role.MANAGER, age=JOINING_GRACE / 2), NOW), "the replica may be behind"
+    assert not is_demoted(left, peer("m1", Role.WORKER), NOW)
 
 
 def test_the_list_of_removed_nodes_forgets_what_time_has_dealt_with(snapshot: Snapshot) -> None:

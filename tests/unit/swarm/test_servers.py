@@ -72,9 +72,13 @@ class _Enrolment(EnrolmentServicer):
 
 @asynccontextmanager
 async def serving(
-    source: Callable[[], TlsMaterial], *, anonymous: bool = False, is_revoked: Callable[[Peer], bool] = lambda _: False
+    source: Callable[[], TlsMaterial],
+    *,
+    anonymous: bool = False,
+    is_revoked: Callable[[Peer], bool] = lambda _: False,
+    is_demoted: Callable[[Peer], bool] = lambda _: False,
 ) -> AsyncIterator[tuple[str, _Control]]:
-    server, control = RpcServer(anonymous=anonymous, is_revoked=is_revoked), _Control()
+    server, control = RpcServer(anonymous=anonymous, is_revoked=is_revoked, is_demoted=is_demoted), _Control()
     add_ControlServicer_to_server(control, server.server)
     add_EnrolmentServicer_to_server(_Enrolment(), server.server)
     port = server.listen_tls("127.0.0.1:0", source)
@@ -226,6 +230,25 @@ async def test_a_stream_ends_when_its_caller_is_removed(
         removed.add("m2")
         assert "'m2' is not, or no longer, a member" in str(await ending)
         await asyncio.wait_for(control.stream_ended.wait(), CALL_TIMEOUT)
+
+
+async def test_a_demoted_manager_has_the_rights_of_a_worker(
+    authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "REVOCATION_CHECK_PERIOD", 0.05)
+    tls = authority.node("m1")
+    demoted: set[str] = set()
+    async with serving(lambda: tls, is_demoted=lambda peer: peer.name in demoted) as (address, control):
+        ending = asyncio.create_task(_end_of_stream(address, authority.node("m2")))
+        await asyncio.wait_for(control.stream_began.wait(), CALL_TIMEOUT)
+        demoted.add("m2")
+        assert "the role swarm-worker of 'm2' may not call" in str(await ending)
+        with pytest.raises(PermissionDenied, match="the role swarm-worker of 'm2' may not call"):
+            await info(address, authority.node("m2"))
+        for_another = forwarded_peer_metadata(Peer("Ann", Role.ADMIN, "c1"))
+        with pytest.raises(PermissionDenied, match="'m2' is no manager and may not speak for others"):
+            await info(address, authority.node("m2"), metadata=for_another)
+        assert (await info(address, authority.node("m3"))).node_id == "m3"
 
 
 async def test_a_handler_is_cancelled_when_the_caller_goes(authority: TestAuthority) -> None:
