@@ -35,7 +35,8 @@ class NetworkApplier:
         self._wanted_index = 0
         self._wake = asyncio.Event()
         self._applied_revision = -1
-        self._networks: frozenset[str] = frozenset()
+        self._networks: frozenset[str] = frozenset()  # of the view in force
+        self._coming: frozenset[str] | None = None  # of the view that is being applied
         self._rounds = Gate()  # of applications that succeeded
         self.applied_index = 0
         self.error: SwarmError | None = None
@@ -58,6 +59,8 @@ class NetworkApplier:
                 continue
             revision, make_view = self._wanted
             view = make_view()
+            networks = frozenset(overlay.network.id for overlay in view.overlays)
+            self._coming = networks
             try:
                 await self._data_plane.apply(view)
             except SwarmError as error:
@@ -75,7 +78,7 @@ class NetworkApplier:
             delays = _BACKOFF.delays(self._rng)
             self.error = None
             self._applied_revision = revision
-            self._networks = frozenset(overlay.network.id for overlay in view.overlays)
+            self._networks, self._coming = networks, None
             if self._wanted is not None and self._wanted[0] == revision:
                 self._wanted = None
                 self._in_force(self._wanted_index)
@@ -89,12 +92,17 @@ class NetworkApplier:
             self._on_applied(index)
 
     async def holds(self, network_ids: frozenset[str], timeout: float) -> None:
-        """Waits until these networks are part of the view in force. Raises Unavailable after `timeout` seconds."""
+        """Waits until these networks are part of the view in force, and not about to be removed: that is what an older view
+        does when the last task of a network ends right before its replacement comes. Raises Unavailable after `timeout`
+        seconds."""
         try:
             async with asyncio.timeout(timeout):
-                while not network_ids <= self._networks:
+                while not self._holds(network_ids):
                     await self._rounds.reached(self._rounds.value + 1, timeout)
         except TimeoutError as error:
-            missing = ", ".join(sorted(network_ids - self._networks))
+            missing = ", ".join(sorted(network_ids - self._networks or network_ids))
             reason = f": {self.error}" if self.error is not None else ""
             raise Unavailable(f"the network {missing} is not set up on this node{reason}") from error
+
+    def _holds(self, network_ids: frozenset[str]) -> bool:
+        return network_ids <= self._networks and (self._coming is None or network_ids <= self._coming)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from swarm.errors import FailedPrecondition, Unavailable
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
+from agent.network.interface import NetworkView, OverlayView
 from agent.session import mirror_file
 from agent.session.mirror import Mirror, Self, StaleAssignments
 from agent.session.mirror_file import MirrorFile
@@ -220,4 +222,33 @@ async def test_a_task_of_a_network_that_cannot_be_set_up_says_why() -> None:
     applier.submit(mirror.revision, mirror.index, lambda: mirror.network_view(ME))
     with pytest.raises(Unavailable, match="nft says no"):
         await applier.holds(frozenset({"net"}), 0.2)
+    running.cancel()
+
+
+async def test_a_network_that_is_just_being_removed_does_not_count_as_there() -> None:
+    """The last task of a network failed; its replacement is assigned while the older view takes the network away."""
+    without_network = NetworkView(5, "n1", 3, "10.9.0.1", (), ())
+    with_network = replace(without_network, overlays=(OverlayView(NETWORK, (), ()),))
+    removing, removed = asyncio.Event(), asyncio.Event()
+
+    class Plane(FakeDataPlane):
+        async def apply(self, view: NetworkView) -> None:
+            if not view.overlays:
+                removing.set()
+                await removed.wait()
+            await super().apply(view)
+
+    applier = NetworkApplier(Plane(), random.Random(1), lambda _: None)
+    running = asyncio.create_task(applier.run())
+    applier.submit(1, 4, lambda: with_network)
+    await applier.holds(frozenset({"net"}), 5.0)
+    applier.submit(2, 5, lambda: without_network)
+    await removing.wait()
+    applier.submit(3, 6, lambda: with_network)
+    held = asyncio.create_task(applier.holds(frozenset({"net"}), 5.0))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not held.done()
+    removed.set()
+    await held
     running.cancel()
