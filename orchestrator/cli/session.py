@@ -11,7 +11,6 @@ gRPC is imported here and nowhere else in the command line.
 from __future__ import annotations
 
 import random
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from swarm.errors import (
     PermissionDenied,
     SwarmError,
     Unavailable,
+    connection_reason,
     from_rpc,
 )
 from swarm.identity import TlsFiles
@@ -214,16 +214,16 @@ class Caller(Generic[StubT]):
         except grpc.RpcError as error:
             found = from_rpc(error, endpoint.name)
             if not _said_by_server(error):
-                found = self._broken(endpoint, found, seconds)
+                details = error.details() if isinstance(error, grpc.Call) else ""
+                found = self._broken(endpoint, found, connection_reason(details or ""), seconds)
             raise found from error
 
-    def _broken(self, endpoint: Endpoint, error: SwarmError, seconds: float) -> SwarmError:
+    def _broken(self, endpoint: Endpoint, error: SwarmError, reason: str, seconds: float) -> SwarmError:
         """What a failure of the connection (not of the request) means."""
         if isinstance(error, DeadlineExceeded):
             return _Broken(f"{self._what} {endpoint.name} did not answer within {seconds:.0f} s")
         if isinstance(error, Unavailable):
             self._forget(endpoint)
-            reason = _reason(str(error))
             if any(word in reason.lower() for word in ("ssl", "handshake", "certificate", "tls")):
                 return PermissionDenied(
                     f"{self._what} {endpoint.name} and the certificate in {endpoint.tls} do not trust each other "
@@ -290,15 +290,6 @@ class _Peeked(Iterator[Any]):
 
     def cancel(self) -> None:
         self._call.cancel()
-
-
-def _reason(details: str) -> str:
-    """What is worth telling of gRPC's account of a failed connection: its last and innermost part."""
-    last = details.rpartition("last error: ")[2]
-    verification = re.search(r"CERTIFICATE_VERIFY_FAILED: ([a-z ]+)", last)
-    if verification is not None:
-        return f"TLS: {verification[1].strip()}"
-    return re.sub(r"^[A-Z_]+: (?:(?:ipv[46]|unix):\S+: )?", "", last) or "no reason given"
 
 
 def _said_by_server(error: grpc.RpcError) -> bool:

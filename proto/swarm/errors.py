@@ -12,6 +12,7 @@ Exit codes are stable (documented in docs/exit-codes.md): 0 done, 1 internal, 2 
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import grpc
@@ -151,6 +152,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[SwarmError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNKNOWN: OutcomeUnknown,
     grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.UNIMPLEMENTED: FailedPrecondition,
 }
 
 
@@ -171,4 +173,31 @@ def from_rpc(error: grpc.RpcError, peer: str = "") -> SwarmError:
             if kind is not None:
                 return kind(details)
     kind = _BY_STATUS.get(error.code(), InternalError)
-    return kind(f"{peer}: {details}" if peer else details)
+    return kind(_in_our_words(error.code(), details, peer or "the other side"))
+
+
+def _in_our_words(code: grpc.StatusCode, details: str, peer: str) -> str:
+    """What gRPC itself says of a call, in a sentence."""
+    match code:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            reason = connection_reason(details)
+            if "connect" in details.partition(";")[0] and "all addresses" in details:
+                return f"{peer} cannot be reached ({reason})"
+            return f"the connection to {peer} broke ({reason})"
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"{peer} did not answer in time"
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return f"{peer} does not offer this call: it is another port than 2378, or another version of the program"
+        case _:
+            return f"{peer}: {details}"
+
+
+def connection_reason(details: str) -> str:
+    """What is worth telling of gRPC's account of a failed connection: its last and innermost part."""
+    last = details.rpartition("last error: ")[2]
+    verification = re.search(r"CERTIFICATE_VERIFY_FAILED: ([a-z ]+)", last)
+    if verification is not None:
+        return f"TLS: {verification[1].strip()}"
+    reason = re.sub(r"^(?:[A-Z_]+: )?(?:(?:ipv[46]|unix):\S+: )?(?:recvmsg:)?", "", last).partition(";")[0]
+    reason = re.sub(r"^(?:Failed to connect to remote host: )?(?:connect: )?|\s*\(\d+\)", "", reason)
+    return reason or "no reason given"

@@ -39,3 +39,50 @@ def test_a_kind_of_a_newer_version_falls_back_to_its_status() -> None:
 
 def test_long_sentences_fit_into_a_trailer() -> None:
     assert len(to_status(InternalError("x" * 10_000))[1]) == errors.MAX_MESSAGE_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "kind", "sentence"),
+    [
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.9.0.1:2378: Failed to connect to remote host: "
+            "connect: Connection refused (111)",
+            errors.Unavailable,
+            "manager m1 cannot be reached (Connection refused)",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.9.0.1:2378: Ssl handshake failed "
+            "(TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:OPENSSL_internal:"
+            "CERTIFICATE_VERIFY_FAILED: self signed certificate",
+            errors.Unavailable,
+            "manager m1 cannot be reached (TLS: self signed certificate)",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "recvmsg:Connection reset by peer",
+            errors.Unavailable,
+            "the connection to manager m1 broke (Connection reset by peer)",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "GOAWAY received; Error code: 2; Debug Text: Cancelling all calls {http2_error:2}",
+            errors.Unavailable,
+            "the connection to manager m1 broke (GOAWAY received)",
+        ),
+        (
+            grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", errors.DeadlineExceeded,
+            "manager m1 did not answer in time",
+        ),
+        (
+            grpc.StatusCode.UNIMPLEMENTED, "Method not found!", errors.FailedPrecondition,
+            "manager m1 does not offer this call: it is another port than 2378, or another version of the program",
+        ),
+    ],
+)  # fmt: skip
+def test_what_grpc_says_of_itself_becomes_a_sentence(
+    status: grpc.StatusCode, details: str, kind: type[SwarmError], sentence: str
+) -> None:
+    error = from_rpc(grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), details), "manager m1")
+    assert (type(error), str(error)) == (kind, sentence)
