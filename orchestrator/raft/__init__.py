@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+from swarm.footprint import without
+
+with without("cryptography"):  # for an encryption of its own that we do not use; 8 MB
+    import pysyncobj.syncobj  # noqa: F401
+
 from orchestrator.raft.config import RaftConfig, Timings
 from orchestrator.raft.node import RaftNode
 

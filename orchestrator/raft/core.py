@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import queue
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +56,12 @@ class Background(Protocol):
 
 class Observer(Protocol):
     """Who wants to know; called on the tick thread, must return at once."""
+
+    def disk_begins(self, peers: list[str], term: int) -> None:
+        """The tick thread of a leader turns to the disk, and is silent until `disk_ended`."""
+        ...
+
+    def disk_ended(self) -> None: ...
 
     def leadership_changed(self, leadership: Leadership) -> None: ...
 
@@ -163,14 +169,24 @@ class Core(Replication):
     def _end_of_tick(self) -> None:
         if self.role is Role.LEADER:
             self._lead()
+            self._sync_as_leader()
         else:
             self._reads.fail()
-        self.journal.sync()
+            self.journal.sync()
         self._release_answers()
         if self.role is Role.LEADER:
             self._reads.settle(self._proven_sequence(), self.applied_index())
         self._watch_transfer()
         self._publish()
+
+    def _sync_as_leader(self) -> None:
+        if not self.journal.dirty:
+            return
+        self._observer.disk_begins([node.id for node in self.peers()], self.term)
+        try:
+            self.journal.sync()
+        finally:
+            self._observer.disk_ended()
 
     def _lead(self) -> None:
         if self._reads.waiting and self._is_ready():
@@ -262,6 +278,11 @@ class Core(Replication):
         self.connected.discard(MemberNode(node_id))
         self._forget_flight(node_id)
         self.peer_gone(node_id)
+
+    def peer_alive(self, node_id: str) -> None:
+        """A part of a large message has come: who sends it is there, although its heartbeats wait behind that message."""
+        if self.leader_node is not None and self.leader_node.id == node_id and self.role is Role.FOLLOWER:
+            self._heard_leader(self.leader_node)
 
     def peer_gone(self, node_id: str) -> None:
         """The link that another member keeps to us broke."""
@@ -397,12 +418,24 @@ class Core(Replication):
     def _apply(self, command: bytes, index: int) -> Committed | SwarmError:
         kind = command[0]
         if kind == _REGULAR:
-            return Committed(index, self.machine.apply(index, command[1:]))
+            return self._apply_command(command[1:], index)
         if kind == _NO_OP or membership.decode(command) is not None:
             return Committed(index, b"")
         raise InternalError(
             f"entry {index} is of kind {kind}, which this version does not know; start this manager with the newer version"
         )
+
+    def _apply_command(self, command: bytes, index: int) -> Committed | SwarmError:
+        """A state machine that meets what it must not apply raises a SwarmError, and this member stops. Any other
+        exception is a defect in a deterministic function: it happens on every member alike, so that going on keeps them
+        equal, while stopping would stop the whole cluster at this entry for good."""
+        try:
+            return Committed(index, self.machine.apply(index, command))
+        except (SwarmError, MemoryError):
+            raise
+        except Exception as error:
+            log.exception("entry %d could not be applied", index)
+            return InternalError(f"the write at entry {index} was committed but could not be applied: {error}")
 
     def _expire_proposals(self) -> None:
         """Whoever waits for an entry of a leadership that is over gets to know that nothing more will be known."""
@@ -452,8 +485,8 @@ class Core(Replication):
         if not self._is_ready() or self.history.current_index > self.commit_index:
             return
         for node in sorted(self.learner_nodes, key=lambda node: str(node.id)):
-            alive = self.clock() - self.last_response.get(node, float("-inf")) < self.timings.election_min
-            if alive and self.match_index.get(node, 0) + _PROMOTION_LAG >= self.last_index:
+            match = self.match_index.get(node, 0)  # 0: it has not answered yet
+            if node in self.connected and match > 0 and match + _PROMOTION_LAG >= self.last_index:
                 log.info("manager %s has caught up and gets its vote", node.id)
                 self.change_configuration(
                     lambda now, node=node: membership.with_vote(now, node.id),  # type: ignore[misc]
@@ -539,10 +572,7 @@ class Core(Replication):
 
     def take_snapshot(self, done: Callable[[SwarmError | None], None] | None = None) -> None:
         """Stores the applied state, in the background."""
-        index = self.applied_index()
-        entry = self.entry(index)
-        assert entry is not None
-        term, configuration, produce = entry[2], self.history.at(index), self.machine.capture()
+        index, term, configuration, produce = self.view()
         self._snapshot_busy = True
 
         def work() -> Snapshot:
@@ -561,6 +591,13 @@ class Core(Replication):
                 done(error if isinstance(error, SwarmError) else None)
 
         self._background(work, stored)
+
+    def view(self) -> tuple[int, int, pb.RaftConfiguration, Callable[[], Iterable[bytes]]]:
+        """The applied state as it is now, for a file of its own: index, term, configuration, and what yields the state."""
+        index = self.applied_index()
+        entry = self.entry(index)
+        assert entry is not None
+        return index, entry[2], self.history.at(index), self.machine.capture()
 
     def _compact(self, snapshot: Snapshot) -> None:
         """The snapshot is durable: the log may forget what it covers, but for what keeps slow members off snapshots."""

@@ -38,7 +38,7 @@ class Elections(Engine):
         self._votes: set[str] = set()
         self._votes_term = 0
         self._may_raise_term = False
-        self._told_to_stand = False  # the leader hands over to us
+        self._told_to_stand_until = 0.0  # the leader hands over to us
         self._leader_heard = float("-inf")  # set at the start: a member that just came back deposes nobody
         self._leader_lost = False
         self._last_tick: float | None = None
@@ -67,14 +67,18 @@ class Elections(Engine):
             and self.journal.has_margin()
         )
 
+    def _reaches_majority(self) -> bool:
+        """Whether enough voters would hear our request at once."""
+        return (len(self.voter_nodes & self.connected) + 1) * 2 > len(self.voter_nodes) + 1
+
     def _decide_election(self, now: float) -> None:
         """Before each of the library's ticks: what its election deadline means."""
         self._forgive_own_stall(now)
         if self.role is Role.LEADER:
             return
-        if self._told_to_stand:
-            self._told_to_stand = False
-            if self.is_electable():
+        if now < self._told_to_stand_until:
+            if self.is_electable() and self._reaches_majority():
+                self._told_to_stand_until = 0.0
                 self._allow_election()
             return
         if self._may_raise_term or now <= self.election_deadline:
@@ -176,7 +180,7 @@ class Elections(Engine):
     def _on_timeout_now(self, node: MemberNode, message: pb.TimeoutNow) -> None:
         """The leader asks us to take over."""
         if message.term == self.term and node == self.leader_node:
-            self._told_to_stand = True
+            self._told_to_stand_until = self.clock() + self.timings.election_min
 
     def _heard_leader(self, node: MemberNode) -> None:
         """A message of the leader of our term has come."""
@@ -190,7 +194,7 @@ class Elections(Engine):
     def _adopt_term(self, term: int) -> None:
         """Somebody is in a later term than we."""
         self.set_term(term, None)
-        self._prevotes, self._may_raise_term, self._told_to_stand = None, False, False
+        self._prevotes, self._may_raise_term, self._told_to_stand_until = None, False, 0.0
         if self.role is Role.LEADER:
             self._postpone_election(self.clock())
         self.set_role(Role.FOLLOWER)

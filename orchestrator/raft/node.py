@@ -21,6 +21,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, SwarmError, Unavailable
@@ -44,7 +45,9 @@ from orchestrator.raft.core import Change, Core
 from orchestrator.raft.disk import LocalDirectory
 from orchestrator.raft.engine import MemberNode
 from orchestrator.raft.journal import Journal
+from orchestrator.raft.presence import Presence
 from orchestrator.raft.proposals import Outcome, Proposal
+from orchestrator.raft.recovery import SnapshotSummary, export
 from orchestrator.raft.snapshots import SnapshotStore
 from orchestrator.raft.transport import GrpcLinks, RaftService
 
@@ -69,6 +72,7 @@ class RaftNode(Consensus):
         self.config = config
         self._machine = machine
         self._links = GrpcLinks(config.member.node_id, config.tls, config.clock, config.rng)
+        self._presence = Presence(self._links.transmit, config.timings.heartbeat, config.clock.monotonic)
         self._core: Core | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -101,6 +105,7 @@ class RaftNode(Consensus):
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         self._links.started(self._loop)
+        self._presence.start()
         self._thread = threading.Thread(target=self._run, name="raft-tick", daemon=True)
         self._thread.start()
 
@@ -144,6 +149,7 @@ class RaftNode(Consensus):
         self._stopping.set()
         self._links.post(_nothing)
         await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT)
+        self._presence.stop()
         self._links.stopped()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._flush_mail()
@@ -200,6 +206,14 @@ class RaftNode(Consensus):
         while self._mail:
             action, arguments = self._mail.popleft()
             action(*arguments)
+
+    def disk_begins(self, peers: list[str], term: int) -> None:
+        """From the core, on the tick thread."""
+        self._presence.begin(peers, term)
+
+    def disk_ended(self) -> None:
+        """From the core, on the tick thread."""
+        self._presence.end()
 
     def leadership_changed(self, leadership: Leadership) -> None:
         """From the core, on the tick thread."""
@@ -363,6 +377,16 @@ class RaftNode(Consensus):
         return await self._decided(
             b"", timeout, lambda core, proposal: self._links.post(core.change_configuration, change, proposal)
         )
+
+    # ---- snapshots for people
+
+    async def save_snapshot(self, path: Path, *, timeout: float) -> SnapshotSummary:
+        """Writes the applied state to a file of this host, while everything goes on. Raises AlreadyExists, DiskFull."""
+        core = self._running()
+        view = await self._answered(
+            lambda done: self._links.post(lambda: done(core.view())), timeout, "the snapshot could not be taken in time"
+        )
+        return await asyncio.to_thread(export, path, *view)
 
     # ---- what people see
 

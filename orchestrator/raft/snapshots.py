@@ -66,11 +66,16 @@ class SnapshotStore:
                 self._directory.remove(name)
             elif name.endswith(_SUFFIX):
                 found = name
-        return None if found is None else self._describe(found)
+        return None if found is None else self.describe(found)
 
     def write(self, index: int, term: int, configuration: pb.RaftConfiguration, chunks: Iterable[bytes]) -> Snapshot:
         """Stores a snapshot durably. Takes as long as it takes: not for the tick thread. Raises DiskFull."""
-        name = file_name(index, term)
+        return self.write_as(file_name(index, term), index, term, configuration, chunks)
+
+    def write_as(
+        self, name: str, index: int, term: int, configuration: pb.RaftConfiguration, chunks: Iterable[bytes]
+    ) -> Snapshot:
+        """As `write`, under any name."""
         header = pb.RaftSnapshotHeader(schema=SCHEMA, index=index, term=term, configuration=configuration)
         with self.receive(name) as incoming:
             incoming.add(_block(_HEADER, header.SerializeToString()))
@@ -86,7 +91,7 @@ class SnapshotStore:
 
     def received(self, name: str) -> Snapshot:
         """Checks every block of a snapshot that came from another member. Raises SnapshotDamaged."""
-        snapshot = self._describe(name)
+        snapshot = self.describe(name)
         for _ in self.chunks(snapshot):
             pass
         return snapshot
@@ -128,7 +133,8 @@ class SnapshotStore:
                 self._directory.remove(name)
         self._directory.sync()
 
-    def _describe(self, name: str) -> Snapshot:
+    def describe(self, name: str) -> Snapshot:
+        """What the file's header says. Raises SnapshotDamaged."""
         file = self._directory.open(name)
         try:
             kind, data, _ = self._read_block(file, name, 0)

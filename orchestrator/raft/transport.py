@@ -310,6 +310,13 @@ class GrpcLinks(Links):
         if self.receiver is not None:
             self.receiver.message_received(node_id, message)
 
+    def post_alive(self, node_id: str) -> None:
+        self.post(self._alive, node_id)
+
+    def _alive(self, node_id: str) -> None:
+        if self.receiver is not None:
+            self.receiver.peer_alive(node_id)
+
     def post_snapshot(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
         self.post(self._snapshot, node_id, offer, name)
 
@@ -366,6 +373,8 @@ class RaftService(rpc.RaftServicer):
         reassembly = Reassembly()
         try:
             async for frame in requests:
+                if frame.more:
+                    self._links.post_alive(node_id)
                 for message in reassembly.add(frame):
                     if message.WhichOneof("kind") in _ANSWERS:
                         raise InvalidArgument("an answer came as a request")

@@ -351,6 +351,12 @@ class Host:
     def leadership_changed(self, leadership: Leadership) -> None:
         self.leadership = leadership
 
+    def disk_begins(self, peers: list[str], term: int) -> None:
+        """Not needed here."""
+
+    def disk_ended(self) -> None:
+        """Not needed here."""
+
     def configuration_changed(self, configuration: pb.RaftConfiguration) -> None:
         """Not needed here."""
 
@@ -524,7 +530,7 @@ class World:
         if leader is None or leader.core is None:
             return
         voters = sorted(membership.voters(leader.core.history.current) - {leader.name})
-        minority = [leader.name, *rng.sample(voters, len(voters) // 2 - (len(voters) % 2 == 0))]
+        minority = [leader.name, *rng.sample(voters, max(0, (len(voters) - 1) // 2))]
         rest = [name for name in sorted(self.hosts) if name not in minority]
         self.counts["leader cut off with a minority"] += 1
         for one in minority:
