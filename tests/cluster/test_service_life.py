@@ -36,7 +36,7 @@ def test_the_task_sees_the_address_of_the_real_client(lab: TestLab) -> None:
     create_web(lab, 1)
     for host in lab.layout.hosts:
         answer = eventually(lambda host=host: lab.get(host.name, PORT))
-        assert f"client [::ffff:{lab.layout.gateway}]" in answer, "httpd writes IPv4 clients as mapped addresses"
+        assert f"client {lab.layout.gateway} " in answer
 
 
 def test_scale_up_and_down_and_the_port_follows(lab: TestLab) -> None:
