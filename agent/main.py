@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from swarm import footprint
+
+footprint.begin()
+
+# ruff: noqa: E402 – everything else is imported by a process that was told to stay small
 import asyncio
-import ctypes
 import logging
 import os
 import random
@@ -12,20 +16,10 @@ from collections.abc import Sequence
 
 from agent.node.options import Options, parse
 
-_M_ARENA_MAX = -8  # mallopt(3)
-
-
-def _bound_arenas() -> None:
-    """glibc gives each thread a heap of its own; gRPC has many threads and little to keep in them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and no arenas
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 2)
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Ends with the exit code of the error that stopped it."""
     options = parse(arguments)
-    _bound_arenas()
     # Children are started by vfork and exec; gRPC's own fork handlers only slow that down and log about it.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -8,6 +8,11 @@ questions to the outside leave from the host. It imports no more than it needs: 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from swarm import footprint
+
+    footprint.begin()
+
 import argparse
 import asyncio
 import contextlib

@@ -84,7 +84,7 @@ class Daemon:
             loop.add_signal_handler(number, self.stop)
         self.membership.resume()
         await server.start()
-        endpoint = self._metrics.serve(self._options.metrics, self.membership)
+        endpoint = await self._metrics.serve(self._options.metrics, self.membership)
         reaping = asyncio.create_task(self._reap())
         log.info("swarmd answers on %s; state in %s", self._options.node_socket, self._options.state)
         try:
@@ -93,7 +93,7 @@ class Daemon:
             log.info("swarmd ends; containers and their networks go on")
             reaping.cancel()
             if endpoint is not None:
-                endpoint.close()
+                await endpoint.stop()
             await server.stop()
             await self.membership.close()
 

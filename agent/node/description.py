@@ -9,20 +9,13 @@ import re
 import socket
 import struct
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from swarm.errors import InvalidArgument
 from swarm.v1 import types_pb2 as types
+from swarm.version import VERSION
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-
-
-def version() -> str:
-    try:
-        return metadata.version("swarmctl")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def describe(hostname: str, address: str, agent_port: int, labels: Mapping[str, str]) -> types.NodeDescription:
@@ -32,7 +25,7 @@ def describe(hostname: str, address: str, agent_port: int, labels: Mapping[str, 
         os="linux",
         architecture=_ARCHITECTURES.get(machine, machine),
         resources=types.Resources(nano_cpus=len(os.sched_getaffinity(0)) * 10**9, memory_bytes=_memory_bytes()),
-        engine_version=version(),
+        engine_version=VERSION,
         kernel=platform.release(),
         address=address,
         agent_port=agent_port,

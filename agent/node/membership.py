@@ -35,6 +35,7 @@ from swarm.tokens import parse_token
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 from swarm.v1 import types_pb2 as types
+from swarm.version import VERSION
 
 from agent.node import description
 from agent.node.leaving import leave_managers
@@ -126,7 +127,7 @@ class Membership:
         return "active" if self.member.ready.is_set() or self.member.record.boot_counter > 1 else "pending"
 
     def local_state(self) -> node.LocalState:
-        state = node.LocalState(state=self.state, message=self.problem or self._pending, version=description.version())
+        state = node.LocalState(state=self.state, message=self.problem or self._pending, version=VERSION)
         member = self.member
         if member is None:
             return state

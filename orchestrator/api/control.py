@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import grpc
+from swarm.apart import apart
 from swarm.clock import Clock
 from swarm.errors import InvalidArgument
 from swarm.identity import Role
@@ -31,7 +32,7 @@ from orchestrator.api.lookup import find_network, find_node, find_service, find_
 from orchestrator.api.progress import progress, settles_in, summarize
 from orchestrator.api.validation import check_cluster_spec, check_network_spec, check_node_spec, check_service_spec
 from orchestrator.consensus import Consensus
-from orchestrator.identity.authority import RootAuthority, check_server_addresses
+from orchestrator.identity.authority import check_server_addresses, join_token, sign_for_person, sign_for_server
 from orchestrator.identity.membership import join_host_port, manager_addresses, require_cluster, split_advertised
 from orchestrator.store import Change, Snapshot, Store, StoreObject, Transactions, Update, copy_of
 
@@ -167,18 +168,18 @@ class ControlService(ControlServicer):
         self, request: control_pb2.IssueCertificateRequest, context: Context
     ) -> control_pb2.IssueCertificateResponse:
         snapshot = await self._read()
-        authority = RootAuthority.from_cluster(require_cluster(snapshot))
+        ca = require_cluster(snapshot).ca
         now = self._clock.wall()
         if request.role == "server":
             check_server_addresses(request.addresses, list(snapshot.nodes.ids()))
-            chain = authority.issue_server(request.csr_pem, request.name, request.addresses, now=now)
+            chain = await apart(sign_for_server, ca, request.csr_pem, request.name, list(request.addresses), now)
         elif request.role in _PEOPLE:
             if request.addresses:
                 raise InvalidArgument("addresses: only a server's certificate carries addresses")
-            chain = authority.issue_person(request.csr_pem, request.name, _PEOPLE[request.role], now=now)
+            chain = await apart(sign_for_person, ca, request.csr_pem, request.name, _PEOPLE[request.role], now)
         else:
             raise InvalidArgument(f"role: {request.role!r} is not known; say admin, viewer or server")
-        return control_pb2.IssueCertificateResponse(certificate_pem=chain, ca_pem=authority.certificate_pem)
+        return control_pb2.IssueCertificateResponse(certificate_pem=chain, ca_pem=ca.certificate_pem)
 
     # -------------------------------------------------------------------------------------------------------------- nodes
 
@@ -366,10 +367,10 @@ class ControlService(ControlServicer):
 
 def _tokens(snapshot: Snapshot) -> control_pb2.GetJoinTokensResponse:
     cluster = require_cluster(snapshot)
-    authority = RootAuthority.from_cluster(cluster)
+    ca_pem = cluster.ca.certificate_pem
     return control_pb2.GetJoinTokensResponse(
-        worker=authority.token(cluster.join_secrets.worker),
-        manager=authority.token(cluster.join_secrets.manager),
+        worker=join_token(ca_pem, cluster.join_secrets.worker),
+        manager=join_token(ca_pem, cluster.join_secrets.manager),
         addresses=[
             join_host_port(split_advertised(address)[0], ENROLMENT_PORT) for address in manager_addresses(snapshot)
         ],

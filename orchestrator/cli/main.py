@@ -119,9 +119,9 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from swarm.version import VERSION
 
-        typer.echo(f"swarmctl version {version('swarmctl')}")
+        typer.echo(f"swarmctl version {VERSION}")
         raise typer.Exit
 
 

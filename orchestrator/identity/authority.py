@@ -4,6 +4,9 @@ It decides on every field: of a signing request only the public key is used. Cer
 issued (hosts' clocks differ) and carry who, what and of which cluster: CN, OU, O. What is handed out is a chain, the
 certificate and the CA's, because a joining host finds the CA in what a manager's server shows. Time comes in as an argument
 (seconds since the epoch).
+
+A manager calls `sign_for_node`, `sign_for_person`, `sign_for_server` and `check_request` through `swarm.apart`: its own process
+does without the cryptographic library, and without the CA's key in its memory for longer than a call.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from swarm.errors import InternalError, InvalidArgument
 from swarm.identity import BACKDATED_SECONDS, Role
+from swarm.keys import der_of
 from swarm.names import MANAGER_TLS_NAME, WORKER_TLS_NAME
 from swarm.tokens import JoinToken, ca_digest
 from swarm.v1 import types_pb2
@@ -112,9 +116,7 @@ class RootAuthority:
 
     def token(self, secret: str) -> str:
         """The join token of a secret."""
-        from cryptography.hazmat.primitives.serialization import Encoding
-
-        return str(JoinToken(ca_digest(self._certificate.public_bytes(Encoding.DER)), secret))
+        return join_token(self._certificate_pem, secret)
 
     def issue_node(
         self,
@@ -197,6 +199,47 @@ class RootAuthority:
             builder = builder.add_extension(alternatives, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         return certificate.public_bytes(serialization.Encoding.PEM) + self._certificate_pem
+
+
+def join_token(ca_pem: bytes, secret: str) -> str:
+    """The join token of a secret, for the cluster of this CA certificate."""
+    return str(JoinToken(ca_digest(der_of(ca_pem)), secret))
+
+
+def sign_for_node(
+    ca: types_pb2.CertificateAuthorityState,
+    csr_pem: bytes,
+    node_id: str,
+    role: types_pb2.NodeRole.ValueType,
+    *,
+    now: float,
+    validity: float,
+) -> bytes:
+    """`RootAuthority.issue_node` of the CA."""
+    return _restored(ca).issue_node(csr_pem, node_id, role, now=now, validity=validity)
+
+
+def sign_for_person(
+    ca: types_pb2.CertificateAuthorityState, csr_pem: bytes, name: str, role: Role, now: float
+) -> bytes:
+    """`RootAuthority.issue_person` of the CA."""
+    return _restored(ca).issue_person(csr_pem, name, role, now=now)
+
+
+def sign_for_server(
+    ca: types_pb2.CertificateAuthorityState, csr_pem: bytes, name: str, addresses: Sequence[str], now: float
+) -> bytes:
+    """`RootAuthority.issue_server` of the CA."""
+    return _restored(ca).issue_server(csr_pem, name, addresses, now=now)
+
+
+def _restored(ca: types_pb2.CertificateAuthorityState) -> RootAuthority:
+    return RootAuthority(ca.certificate_pem, ca.private_key_pem)
+
+
+def check_request(csr_pem: bytes) -> None:
+    """Raises InvalidArgument where `csr_pem` is not a signing request that we would sign."""
+    public_key_of_request(csr_pem)
 
 
 def check_server_addresses(addresses: Sequence[str], node_ids: Sequence[str]) -> None:

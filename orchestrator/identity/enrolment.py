@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 
+from swarm.apart import apart
 from swarm.clock import Clock
 from swarm.errors import Conflict, InvalidArgument, Unauthenticated
 from swarm.ids import IdSource
@@ -17,7 +18,7 @@ from swarm.servers import current_peer
 from swarm.v1 import enrolment_pb2, types_pb2
 from swarm.v1.enrolment_pb2_grpc import CertificatesServicer, EnrolmentServicer
 
-from orchestrator.identity.authority import RootAuthority, public_key_of_request
+from orchestrator.identity.authority import check_request, sign_for_node
 from orchestrator.identity.membership import (
     join_changes,
     manager_addresses,
@@ -48,18 +49,24 @@ class EnrolmentService(EnrolmentServicer):
         cluster = require_cluster(self._store.snapshot())
         role = role_of_secret(cluster, request.secret)
         _check_request(request)
+        await apart(check_request, request.csr_pem)
         node = await self._member(request, role)
         snapshot = self._store.snapshot()
-        authority = RootAuthority.from_cluster(cluster)
-        chain = authority.issue_node(
-            request.csr_pem, node.id, node.role, now=self._clock.wall(), validity=node_validity(cluster)
+        chain = await apart(
+            sign_for_node,
+            cluster.ca,
+            request.csr_pem,
+            node.id,
+            node.role,
+            now=self._clock.wall(),
+            validity=node_validity(cluster),
         )
         return enrolment_pb2.JoinResponse(
             node_id=node.id,
             cluster_id=cluster.id,
             role=node.role,
             certificate_pem=chain,
-            ca_pem=authority.certificate_pem,
+            ca_pem=cluster.ca.certificate_pem,
             managers=manager_addresses(snapshot),
         )
 
@@ -101,12 +108,17 @@ class CertificatesService(CertificatesServicer):
     async def Renew(self, request: enrolment_pb2.RenewRequest, context: object) -> enrolment_pb2.RenewResponse:
         node_id = current_peer().name
         cluster = require_cluster(self._store.snapshot())
-        authority = RootAuthority.from_cluster(cluster)
         role = await self._take_role(node_id)
-        chain = authority.issue_node(
-            request.csr_pem, node_id, role, now=self._clock.wall(), validity=node_validity(cluster)
+        chain = await apart(
+            sign_for_node,
+            cluster.ca,
+            request.csr_pem,
+            node_id,
+            role,
+            now=self._clock.wall(),
+            validity=node_validity(cluster),
         )
-        return enrolment_pb2.RenewResponse(certificate_pem=chain, ca_pem=authority.certificate_pem, role=role)
+        return enrolment_pb2.RenewResponse(certificate_pem=chain, ca_pem=cluster.ca.certificate_pem, role=role)
 
     async def _take_role(self, node_id: str) -> types_pb2.NodeRole.ValueType:
         """The role of the node's next certificate; a promotion is noted in the store as done.
@@ -148,7 +160,6 @@ def _check_request(request: enrolment_pb2.JoinRequest) -> None:
         raise InvalidArgument(f"request_id: 1 to {MAX_REQUEST_ID} characters are needed")
     if not 0 < len(request.hostname) <= MAX_HOSTNAME or not request.hostname.isprintable():
         raise InvalidArgument("hostname: the host's name is needed")
-    public_key_of_request(request.csr_pem)
     split_advertised(request.address)
     if request.availability not in types_pb2.Availability.values():
         raise InvalidArgument("availability: say active, pause or drain")

@@ -6,10 +6,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from swarm import footprint
+
+footprint.begin(tls_listener=any(word.startswith("--metrics-token") for word in sys.argv))
+
+# ruff: noqa: E402 – everything else is imported by a process that was told to stay small
 import asyncio
 import json
 import logging
-import sys
 from collections.abc import Sequence
 
 from swarm.clock import SystemClock

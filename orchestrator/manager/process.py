@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import random
 import signal
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from swarm.clock import SystemClock
 from swarm.errors import FailedPrecondition, SwarmError
+from swarm.exposition import of_this_process, page
 from swarm.identity import Role
 from swarm.ids import id_source
+from swarm.metrics_listener import MetricsListener
 from swarm.retry import Backoff
 from swarm.servers import RpcServer
 from swarm.v1.enrolment_pb2_grpc import add_CertificatesServicer_to_server, add_EnrolmentServicer_to_server
+from swarm.version import VERSION
 
 from orchestrator.api.channels import PeerChannels
 from orchestrator.api.control import ControlService
@@ -44,6 +47,7 @@ from orchestrator.manager.roles import RoleKeeper
 from orchestrator.raft import RaftConfig, RaftNode
 from orchestrator.raft.admission import join_cluster
 from orchestrator.store import Store, Transactions
+from orchestrator.web.metrics import ManagerCollector, SchedulingLatency
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +136,7 @@ class Manager:
             ids=id_source(),
             rng=self._rng,
             node_id=self._node_id,
-            version=own_version(),
+            version=VERSION,
         )
         joining = EnrolmentService(self.store, self._transactions, clock=self._clock, ids=id_source())
         renewing = CertificatesService(self.store, self._transactions, clock=self._clock)
@@ -253,23 +257,14 @@ class Manager:
 
 
 class Metrics:
-    """The page for Prometheus. Its library is imported only where there is one."""
+    """The page for Prometheus."""
 
     def __init__(self, manager: Manager, address: str, token_file: Path | None) -> None:
-        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-
-        from orchestrator.web.listener import MetricsListener
-        from orchestrator.web.metrics import ManagerCollector, SchedulingLatency
-
-        registry = CollectorRegistry()
-        registry.register(
-            ManagerCollector(manager.store, manager.consensus, manager.node_id, lambda: manager.session_count)
-        )
-        ProcessCollector(registry=registry)
-        self.latency = SchedulingLatency(registry)
+        collector = ManagerCollector(manager.store, manager.consensus, manager.node_id, lambda: manager.session_count)
+        latency = self.latency = SchedulingLatency()
         self._listener = MetricsListener(
             address,
-            lambda: generate_latest(registry),
+            lambda: page(itertools.chain(collector.collect(), latency.collect(), of_this_process())),
             token_file=token_file,
             tls=manager._options.places.certificates,
         )
@@ -279,11 +274,3 @@ class Metrics:
 
     async def stop(self) -> None:
         await self._listener.stop()
-
-
-def own_version() -> str:
-    """The version of this program."""
-    try:
-        return version("swarmctl")
-    except PackageNotFoundError:
-        return "unknown"

@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 from swarm.clock import seconds_of
+from swarm.exposition import Family, Histogram, gauge
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.consensus import Consensus
@@ -23,7 +21,7 @@ from orchestrator.store.states import is_healthy, is_serving
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class ManagerCollector(Collector):
+class ManagerCollector:
     """`sessions` gives the number of agents with a session at this manager."""
 
     def __init__(self, store: Store, consensus: Consensus, node_id: str, sessions: Callable[[], int]) -> None:
@@ -32,35 +30,35 @@ class ManagerCollector(Collector):
         self._node_id = node_id
         self._sessions = sessions
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Family]:
         snapshot = self._store.snapshot()
         yield from services(snapshot)
         yield from tasks(snapshot)
         yield from nodes(snapshot)
         yield from self._raft()
-        yield _gauge("swarm_dispatcher_sessions", "Agents with a session at this manager.", self._sessions())
-        yield _gauge("swarm_store_index", "The index of the last entry in the store.", snapshot.index)
+        yield gauge("swarm_dispatcher_sessions", "Agents with a session at this manager.", self._sessions())
+        yield gauge("swarm_store_index", "The index of the last entry in the store.", snapshot.index)
 
-    def _raft(self) -> Iterator[GaugeMetricFamily]:
+    def _raft(self) -> Iterator[Family]:
         status = self._consensus.status()
         leadership = self._consensus.leadership()
-        yield _gauge("swarm_raft_term", "The current term.", status.term)
-        yield _gauge("swarm_raft_is_leader", "1 where this manager leads.", leadership.is_leader)
-        yield _gauge("swarm_raft_has_leader", "1 where this manager knows a leader.", bool(status.leader_id))
-        yield _gauge("swarm_raft_commit_index", "The last committed entry.", status.commit_index)
-        yield _gauge("swarm_raft_applied_index", "The last applied entry.", status.applied_index)
-        yield _gauge("swarm_raft_members", "Members of the log.", len(status.members))
-        reachable = GaugeMetricFamily(
+        yield gauge("swarm_raft_term", "The current term.", status.term)
+        yield gauge("swarm_raft_is_leader", "1 where this manager leads.", leadership.is_leader)
+        yield gauge("swarm_raft_has_leader", "1 where this manager knows a leader.", bool(status.leader_id))
+        yield gauge("swarm_raft_commit_index", "The last committed entry.", status.commit_index)
+        yield gauge("swarm_raft_applied_index", "The last applied entry.", status.applied_index)
+        yield gauge("swarm_raft_members", "Members of the log.", len(status.members))
+        reachable = Family(
             "swarm_raft_member_reachable", "1 where the member answers this manager.", labels=["node_id"]
         )
         for member in status.members:
-            reachable.add_metric([member.member.node_id], float(member.reachable))
+            reachable.add([member.member.node_id], float(member.reachable))
         yield reachable
 
 
-def services(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+def services(snapshot: Snapshot) -> Iterator[Family]:
     """Services, and for each how many tasks are desired, running, healthy and serving."""
-    yield _gauge("swarm_services", "Services.", len(snapshot.services))
+    yield gauge("swarm_services", "Services.", len(snapshot.services))
     help_texts = {
         "desired": "Tasks that the service wants.",
         "running": "Tasks of the service that run.",
@@ -68,8 +66,7 @@ def services(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
         "serving": "Tasks of the service that names and virtual IPs lead to.",
     }
     families = {
-        word: GaugeMetricFamily(f"swarm_service_tasks_{word}", text, labels=["service"])
-        for word, text in help_texts.items()
+        word: Family(f"swarm_service_tasks_{word}", text, labels=["service"]) for word, text in help_texts.items()
     }
     for service in snapshot.services:
         of_service = list(snapshot.tasks.of_service(service.id))
@@ -80,7 +77,7 @@ def services(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
             "serving": sum(map(is_serving, of_service)),
         }
         for word, count in counts.items():
-            families[word].add_metric([service.spec.name], count)
+            families[word].add([service.spec.name], count)
     yield from families.values()
 
 
@@ -92,41 +89,43 @@ def _desired(service: types.Service, tasks_: Iterable[types.Task]) -> int:
     return int(service.spec.mode.replicated.replicas)
 
 
-def tasks(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+def tasks(snapshot: Snapshot) -> Iterator[Family]:
     """Tasks by what was observed of them."""
     found = Counter(task.status.state for task in snapshot.tasks)
-    family = GaugeMetricFamily("swarm_tasks", "Tasks by observed state.", labels=["state"])
+    family = Family("swarm_tasks", "Tasks by observed state.", labels=["state"])
     for state in types.TaskState.values():
         if state not in (types.TASK_STATE_UNSPECIFIED, types.TASK_STATE_REMOVE):
-            family.add_metric([types.TaskState.Name(state).removeprefix("TASK_STATE_").lower()], found[state])
+            family.add([types.TaskState.Name(state).removeprefix("TASK_STATE_").lower()], found[state])
     yield family
 
 
-def nodes(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+def nodes(snapshot: Snapshot) -> Iterator[Family]:
     """Nodes by state and role."""
     found = Counter((node.status.state or types.NODE_STATE_UNKNOWN, node.role) for node in snapshot.nodes)
-    family = GaugeMetricFamily("swarm_nodes", "Nodes by state and role.", labels=["state", "role"])
+    family = Family("swarm_nodes", "Nodes by state and role.", labels=["state", "role"])
     for state in (types.NODE_STATE_UNKNOWN, types.NODE_STATE_READY, types.NODE_STATE_DOWN):
         for role in (types.NODE_ROLE_WORKER, types.NODE_ROLE_MANAGER):
             labels = [
                 types.NodeState.Name(state).removeprefix("NODE_STATE_").lower(),
                 types.NodeRole.Name(role).removeprefix("NODE_ROLE_").lower(),
             ]
-            family.add_metric(labels, found[state, role])
+            family.add(labels, found[state, role])
     yield family
 
 
 class SchedulingLatency:
     """How long tasks wait: from their creation to a node, and to running."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self) -> None:
         self._latency = Histogram(
             "swarm_task_scheduling_seconds",
             "Seconds from a task's creation until it was assigned to a node, and until it ran.",
-            ["step"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            label="step",
         )
+
+    def collect(self) -> Iterator[Family]:
+        yield self._latency.family()
 
     def observe(self, changes: Iterable[ObjectChange]) -> None:
         """Looks at what changed for tasks that took one of the steps."""
@@ -136,7 +135,7 @@ class SchedulingLatency:
             before = change.old.status.state if isinstance(change.old, types.Task) else types.TASK_STATE_NEW
             for step, state in (("assigned", types.TASK_STATE_ASSIGNED), ("running", types.TASK_STATE_RUNNING)):
                 if before < state <= change.new.status.state <= types.TASK_STATE_RUNNING:
-                    self._latency.labels(step).observe(max(0.0, _age(change.new)))
+                    self._latency.observe(max(0.0, _age(change.new)), step)
 
     async def watch(self, store: Store) -> None:
         """Follows the store until cancelled."""
@@ -149,7 +148,3 @@ class SchedulingLatency:
 
 def _age(task: types.Task) -> float:
     return seconds_of(task.status.recorded_at) - seconds_of(task.meta.created_at)
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=float(value))

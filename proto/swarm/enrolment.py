@@ -9,14 +9,15 @@ signing request, who am I? The private key is made here and stays here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import ssl
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
+from swarm.apart import apart
 from swarm.channels import open_enrolment_channel
 from swarm.errors import InvalidArgument, OutcomeUnknown, SwarmError, Unauthenticated, Unavailable, from_rpc
 from swarm.identity import TlsFiles
@@ -26,6 +27,9 @@ from swarm.retry import Backoff, retry
 from swarm.tokens import JoinToken, ca_digest, parse_token
 from swarm.v1 import enrolment_pb2, types_pb2
 from swarm.v1.enrolment_pb2_grpc import EnrolmentStub
+
+if TYPE_CHECKING:
+    import ssl
 
 CONNECT_TIMEOUT = 5.0  # seconds, to one address
 CALL_TIMEOUT = 20.0  # seconds: a new leader may have to be elected meanwhile
@@ -65,7 +69,7 @@ async def join(
     targets = [with_default_port(address) for address in addresses]
     if not targets:
         raise InvalidArgument("joining needs the address of at least one manager, as HOST or HOST:PORT")
-    keys = new_key_and_request(hostname)
+    keys = await apart(new_key_and_request, hostname)
     request = enrolment_pb2.JoinRequest(
         secret=parsed.secret,
         csr_pem=keys.csr_pem,
@@ -86,7 +90,7 @@ async def join(
     )
     if ca_digest(der_of(answer.ca_pem)) != parsed.digest:
         raise Unauthenticated("the manager answered with another CA certificate than the join token names")
-    check_issued(keys.key_pem, answer.certificate_pem, answer.ca_pem)
+    await apart(check_issued, keys.key_pem, answer.certificate_pem, answer.ca_pem)
     await asyncio.to_thread(files.write, keys.key_pem, answer.certificate_pem, answer.ca_pem)
     return Joined(answer.node_id, answer.cluster_id, answer.role, tuple(answer.managers))
 
@@ -145,6 +149,12 @@ async def fetch_chain(target: str) -> list[bytes]:
 
     Raises Unavailable where there is no TLS server.
     """
+    return await apart(_shown_chain, target)
+
+
+def _shown_chain(target: str) -> list[bytes]:
+    import ssl  # not before it is needed: a daemon has no other use for it
+
     host, port = split_address(target)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -152,28 +162,26 @@ async def fetch_chain(target: str) -> list[bytes]:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])  # what a gRPC server insists on
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname=MANAGER_TLS_NAME)
+        with (
+            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT) as connection,
+            context.wrap_socket(connection, server_hostname=MANAGER_TLS_NAME) as encrypted,
+        ):
+            return _unverified_chain(encrypted)[:MAX_CHAIN]
     except TimeoutError as error:
         raise Unavailable(f"manager {target} did not answer within {CONNECT_TIMEOUT:g} s") from error
     except ssl.SSLError as error:
         raise Unavailable(f"at {target} there is no enrolment port of a swarm manager: {error.reason}") from error
     except OSError as error:
         raise Unavailable(f"manager {target} is not reachable: {error.strerror or error}") from error
-    try:
-        return _unverified_chain(writer.get_extra_info("ssl_object"))[:MAX_CHAIN]
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):  # we only wanted to look
-            async with asyncio.timeout(1.0):
-                await writer.wait_closed()
 
 
-def _unverified_chain(connection: ssl.SSLObject) -> list[bytes]:
+def _unverified_chain(connection: ssl.SSLSocket) -> list[bytes]:
     """Python offers this from 3.13 on; before, only the object underneath does."""
     public: Callable[[], list[bytes]] | None = getattr(connection, "get_unverified_chain", None)
     if public is not None:
         return list(public())
+    import ssl
+
     certificates = connection._sslobj.get_unverified_chain() or []  # type: ignore[attr-defined]
     return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in certificates]
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from swarm import certificate_text
 from swarm.errors import FailedPrecondition, Unauthenticated
 
 BACKDATED_SECONDS = 3600.0  # certificates begin this much before they were issued: hosts' clocks differ
@@ -55,20 +56,17 @@ ANONYMOUS_PEER = Peer("anonymous", Role.ANONYMOUS, "")
 @lru_cache(maxsize=4096)
 def peer_from_certificate(pem: bytes) -> Peer:
     """The peer that a verified certificate stands for. Raises Unauthenticated where its subject is not of our form."""
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    certificate = x509.load_pem_x509_certificate(pem)
-    fields = {attribute.oid: str(attribute.value) for attribute in certificate.subject}
     try:
-        role = Role(fields[NameOID.ORGANIZATIONAL_UNIT_NAME])
-        name, cluster_id = fields[NameOID.COMMON_NAME], fields[NameOID.ORGANIZATION_NAME]
+        certificate = certificate_text.read(certificate_text.der_of_pem(pem))
+        fields = certificate.subject
+        role = Role(fields[certificate_text.ORGANIZATIONAL_UNIT])
+        name, cluster_id = fields[certificate_text.COMMON_NAME], fields[certificate_text.ORGANIZATION]
     except (KeyError, ValueError) as error:
         raise Unauthenticated("the peer's certificate does not name a node, a role and a cluster of a swarm") from error
     if role in (Role.LOCAL, Role.ANONYMOUS):
         raise Unauthenticated(f"a certificate cannot carry the role {role.value}")
-    expires_at = certificate.not_valid_after_utc.timestamp()
-    issued_at = min(certificate.not_valid_before_utc.timestamp() + BACKDATED_SECONDS, expires_at)
+    expires_at = certificate.not_after
+    issued_at = min(certificate.not_before + BACKDATED_SECONDS, expires_at)
     return Peer(name, role, cluster_id, expires_at, issued_at)
 
 

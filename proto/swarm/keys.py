@@ -1,9 +1,13 @@
-"""A node's private key and the request for a certificate over it. The key is made where it is used and never leaves."""
+"""A node's private key and the request for a certificate over it. The key is made where it is used and never leaves.
+
+Whoever lives long calls what needs the cryptographic library through `swarm.apart`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarm import certificate_text
 from swarm.errors import InternalError, InvalidArgument
 
 
@@ -33,22 +37,16 @@ def new_key_and_request(common_name: str) -> KeyAndRequest:
 
 def der_of(pem: bytes) -> bytes:
     """The first certificate of `pem`, in DER. Raises InvalidArgument where there is none."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     try:
-        return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+        return certificate_text.der_of_pem(pem)
     except ValueError as error:
         raise InvalidArgument(f"not a certificate in PEM: {error}") from error
 
 
 def pem_of(der: bytes) -> bytes:
     """Raises InvalidArgument where `der` is not a certificate."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     try:
-        return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
+        return certificate_text.pem_of_der(der)
     except ValueError as error:
         raise InvalidArgument(f"not a certificate in DER: {error}") from error
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version as installed_version
 from typing import Annotated, Any
 
 import typer
 from swarm.errors import SwarmError
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
+from swarm.version import VERSION
 
 from orchestrator.cli import output, words
 from orchestrator.cli.invocation import session
@@ -83,7 +83,7 @@ def _swarm_lines(swarm: control.GetInfoResponse) -> None:
 def version(context: typer.Context, output_format: Format = "table") -> None:
     """Show the version of this program and, where one answers, of the manager."""
     output.check_format(output_format)
-    client = {"version": installed_version("swarmctl"), "python": platform.python_version()}
+    client = {"version": VERSION, "python": platform.python_version()}
     manager = _manager_version(session(context))
     if output_format == "json":
         output.print_json({"client": client, "manager": {"version": manager} if manager else None})

@@ -11,10 +11,10 @@ import pytest
 from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
 from swarm.identity import TlsFiles
 from swarm.keys import new_key_and_request
+from swarm.metrics_listener import MAX_HEAD_BYTES, MetricsListener
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.identity.authority import RootAuthority
-from orchestrator.web.listener import MAX_HEAD_BYTES, MetricsListener
 
 TOKEN = "a-long-enough-token"
 

@@ -10,34 +10,44 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swarm.enrolment import split_address
 from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
+from swarm.exposition import CONTENT_TYPE
 from swarm.identity import TlsFiles
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 5.0  # seconds for a whole request, and for its answer to be taken
 MAX_HEAD_BYTES = 16 << 10
 MAX_CONNECTIONS = 16
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsListener:
     """Serves what `page` returns as /metrics on `address` (HOST:PORT; port 0 chooses one)."""
 
     def __init__(
-        self, address: str, page: Callable[[], bytes], *, token_file: Path | None = None, tls: TlsFiles | None = None
+        self,
+        address: str,
+        page: Callable[[], bytes],
+        *,
+        token_file: Path | None = None,
+        tls: TlsFiles | None = None,
+        plain: bool = False,
     ) -> None:
-        """Raises InvalidArgument where the address is not loopback and there is no token."""
+        """Raises InvalidArgument where the address is not loopback and there is no token, unless whoever runs this chose to
+        let everybody read (`plain`)."""
         self._host, self._port = split_address(address) if not address.endswith(":0") else (address[:-2], 0)
         self._page = page
         self._tls = None if is_loopback(self._host) else tls
         self._token = _read_token(token_file) if token_file is not None else None
-        if not is_loopback(self._host) and (self._token is None or tls is None):
+        if not plain and not is_loopback(self._host) and (self._token is None or tls is None):
             raise InvalidArgument(
                 f"metrics on {address}: other hosts could read them; name a file with a bearer token (--metrics-token) "
                 "or serve them on 127.0.0.1"
@@ -49,7 +59,7 @@ class MetricsListener:
 
     async def start(self) -> None:
         """Raises InternalError where the address is taken."""
-        context = self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if self._tls is not None else None
+        context = self._context = _server_context() if self._tls is not None else None
         self._load_certificate()
         try:
             self._server = await asyncio.start_server(
@@ -115,6 +125,12 @@ class MetricsListener:
             if name.strip().lower() == "authorization":
                 return hmac.compare_digest(value.strip().encode(), b"Bearer " + self._token)
         return False
+
+
+def _server_context() -> ssl.SSLContext:
+    import ssl  # 4 MB that a listener on loopback does without
+
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,0 +1,59 @@
+"""How our daemons stay small: what their interpreters need not load, and what the C library shall not keep.
+
+`begin` is the first thing that a daemon does, before it imports asyncio. Measured figures are in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Iterator
+
+# mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_KEPT_BYTES = 256 << 10  # of free memory at the end of the heap
+_MAPPED_BYTES = 256 << 10  # allocations from this size on are given back one by one
+
+
+@contextlib.contextmanager
+def without(*modules: str) -> Iterator[None]:
+    """Within, these modules count as not installed, unless they are loaded already. Libraries that take them where they
+    find them then do without; whoever really needs them imports them later."""
+    hidden = [name for name in modules if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name, ...) is None:
+                del sys.modules[name]
+
+
+def begin(*, tls_listener: bool = False) -> None:
+    """Loads asyncio and hashlib without OpenSSL, 4 MB a process: connections are encrypted by gRPC, which has a TLS of its
+    own. A process that serves TLS itself says so (`tls_listener`)."""
+    _bound_heaps()
+    if not tls_listener:
+        with without("ssl"):
+            import asyncio  # noqa: F401
+    # Python's own hashes serve for a few hundred bytes at a time; some builds have only OpenSSL's.
+    if any(importlib.util.find_spec(name) for name in ("_sha256", "_sha2")):
+        with without("_hashlib"):
+            import hashlib
+            import hmac  # noqa: F401
+
+        if not hasattr(hashlib, "sha256"):
+            del sys.modules["hashlib"]
+
+
+def _bound_heaps() -> None:
+    """glibc gives each thread a heap of its own, and keeps what large blocks were freed; gRPC has many threads and little to
+    keep in them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and no such heaps
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
