@@ -60,6 +60,7 @@ class RaftConfig:
     member: Member
     tls: Callable[[], TlsMaterial]
     initial_members: tuple[Member, ...] = ()
+    data_key: Path | None = None  # file of the key that seals what is stored; made where it is missing
     timings: Timings = field(default_factory=Timings)
     compaction: CompactionPolicy = field(default_factory=CompactionPolicy)
     clock: Clock = field(default_factory=SystemClock)

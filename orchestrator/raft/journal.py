@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from pysyncobj.journal import Journal as LibraryJournal
-from swarm.errors import InternalError
+from swarm.errors import FailedPrecondition, InternalError
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.raft.disk import Directory, DiskFull, StoredFile
 from orchestrator.raft.records import Damaged, Kind, Record, Scan, UnknownSchema, encode, encoded_size
+from orchestrator.raft.sealing import OVERHEAD_BYTES, Sealed, Sealer, open_sealed
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,12 @@ def _name(sequence: int) -> str:
 class Journal(LibraryJournal):  # type: ignore[misc]
     """See the module's description. Used by one thread."""
 
-    def __init__(self, directory: Directory, configuration: pb.RaftConfiguration) -> None:
+    def __init__(
+        self, directory: Directory, configuration: pb.RaftConfiguration, *, sealer: Sealer | None = None
+    ) -> None:
         """Reads what is there; founds the journal with `configuration` where nothing is. Raises JournalDamaged."""
         self._directory = directory
+        self._sealer = sealer
         self._entries: list[Entry] = []
         self._term = 0
         self._voted_for: str | None = None
@@ -186,7 +190,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     def reserve(self, payload_bytes: int, records: int = 1) -> None:
         """Makes room for so many records with so many payload bytes in all, and the margin. Raises DiskFull, and then
         nothing has changed."""
-        self._ensure(payload_bytes + records * encoded_size(8) + MARGIN_BYTES)
+        self._ensure(payload_bytes + records * encoded_size(OVERHEAD_BYTES + 8) + MARGIN_BYTES)
 
     def has_margin(self) -> bool:
         """Whether a term, a vote and a leader's first entry can be stored."""
@@ -235,10 +239,15 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     # ---- writing
 
     def _record(self, kind: Kind, payload: bytes, index: int, term: int) -> None:
-        data = encode(Record(kind, self._next_sequence, self._synced_sequence, index, term, payload))
+        data = self._encoded(Record(kind, self._next_sequence, self._synced_sequence, index, term, payload))
         self._next_sequence += 1
         self._pending.append(data)
         self._pending_bytes += len(data)
+
+    def _encoded(self, record: Record) -> bytes:
+        if self._sealer is not None:
+            record = replace(record, payload=self._sealer.seal(record.payload, record.context), sealed=True)
+        return encode(record)
 
     def _write_pending(self) -> None:
         assert self._file is not None
@@ -269,7 +278,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     def _open_segment(self, checkpoint: pb.RaftJournalCheckpoint) -> None:
         """Creates the next segment. Raises DiskFull, and then the current one stays."""
         name, sequence = _name(self._next_sequence), self._next_sequence
-        data = encode(
+        data = self._encoded(
             Record(Kind.CHECKPOINT, sequence, sequence - 1, 0, checkpoint.term, checkpoint.SerializeToString())
         )
         file = self._directory.open(name, create=True)
@@ -370,6 +379,11 @@ class Journal(LibraryJournal):  # type: ignore[misc]
             file.close()
 
     def _replay(self, record: Record, name: str) -> None:
+        if record.sealed:
+            try:
+                record = replace(record, payload=open_sealed(self._sealer, record.payload, record.context))
+            except Sealed as error:
+                raise FailedPrecondition(f"journal {name}: {error}") from error
         match record.kind:
             case Kind.ENTRY:
                 if self._entries and record.index != self._entries[-1][1] + 1:

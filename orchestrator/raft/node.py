@@ -48,6 +48,7 @@ from orchestrator.raft.journal import Journal
 from orchestrator.raft.presence import Presence
 from orchestrator.raft.proposals import Outcome, Proposal
 from orchestrator.raft.recovery import SnapshotSummary, export
+from orchestrator.raft.sealing import sealer_from
 from orchestrator.raft.snapshots import SnapshotStore
 from orchestrator.raft.transport import GrpcLinks, RaftService
 
@@ -113,8 +114,9 @@ class RaftNode(Consensus):
         config = self.config
         directory = LocalDirectory(config.state_directory)
         self._lock_directory()
-        journal = Journal(directory, membership.founding(config.initial_members))
-        snapshots = self._links.snapshots = SnapshotStore(directory)
+        sealer = sealer_from(config.data_key)
+        journal = Journal(directory, membership.founding(config.initial_members), sealer=sealer)
+        snapshots = self._links.snapshots = SnapshotStore(directory, sealer)
         return Core(
             MemberNode(config.member.node_id, config.member.address),
             journal=journal,

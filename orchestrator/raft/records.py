@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 SCHEMA = 1  # raised whenever a record's meaning changes; an unknown one is refused
 _MAGIC = 0x4A525753  # "SWRJ"
-_HEADER = struct.Struct("<IIIBBHQQQQ")  # magic, payload length, crc, kind, schema, -, sequence, synced, index, term
+_HEADER = struct.Struct(
+    "<IIIBBHQQQQ"
+)  # magic, payload length, crc, kind, schema, sealed, sequence, synced, index, term
+_CONTEXT = struct.Struct("<BQQQ")
 HEADER_BYTES = _HEADER.size
 _CHECKED_FROM = 12  # the checksum covers everything after itself
 _ALIGNMENT = 8
@@ -41,6 +44,12 @@ class Record:
     index: int
     term: int
     payload: bytes
+    sealed: bool = False  # the payload is sealed, see sealing.py
+
+    @property
+    def context(self) -> bytes:
+        """What a sealed payload is bound to."""
+        return _CONTEXT.pack(self.kind, self.sequence, self.index, self.term)
 
 
 class Damaged(Exception):
@@ -59,7 +68,7 @@ def encoded_size(payload: int) -> int:
 def encode(record: Record) -> bytes:
     length = len(record.payload)
     rest = _HEADER.pack(
-        _MAGIC, length, 0, record.kind, SCHEMA, 0, record.sequence, record.synced, record.index, record.term
+        _MAGIC, length, 0, record.kind, SCHEMA, record.sealed, record.sequence, record.synced, record.index, record.term
     )[_CHECKED_FROM:]
     crc = zlib.crc32(record.payload, zlib.crc32(rest, length))
     start = struct.pack("<III", _MAGIC, length, crc)
@@ -70,7 +79,7 @@ def _decode(data: bytes | memoryview, offset: int) -> Record | None:
     """The record at `offset`, or None where there is no whole one."""
     if offset + HEADER_BYTES > len(data):
         return None
-    magic, length, crc, kind, schema, _, sequence, synced, index, term = _HEADER.unpack_from(data, offset)
+    magic, length, crc, kind, schema, sealed, sequence, synced, index, term = _HEADER.unpack_from(data, offset)
     end = offset + HEADER_BYTES + length
     if magic != _MAGIC or end > len(data):
         return None
@@ -83,7 +92,7 @@ def _decode(data: bytes | memoryview, offset: int) -> Record | None:
         return None
     if schema > SCHEMA or kind not in Kind.__members__.values():
         raise UnknownSchema(f"record {sequence} has schema {schema} and kind {kind}; this version knows up to {SCHEMA}")
-    return Record(Kind(kind), sequence, synced, index, term, bytes(data[offset + HEADER_BYTES : end]))
+    return Record(Kind(kind), sequence, synced, index, term, bytes(data[offset + HEADER_BYTES : end]), bool(sealed))
 
 
 @dataclass

@@ -5,7 +5,8 @@
   had acknowledged.
 * `export` / `inspect` / `restore` carry the state in a file: for backups, and into a new cluster of one manager.
 
-The caller raises the cluster's epoch afterwards, so that agents and lost managers know that history was cut.
+A saved snapshot is not sealed, since it has to be readable elsewhere: guard it. The caller raises the cluster's epoch
+afterwards, so that agents and lost managers know that history was cut.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from orchestrator.consensus import Member
 from orchestrator.raft import membership
 from orchestrator.raft.disk import LocalDirectory
 from orchestrator.raft.journal import Journal
+from orchestrator.raft.sealing import sealer_from
 from orchestrator.raft.snapshots import Snapshot, SnapshotStore
 
 
@@ -44,15 +46,18 @@ class SnapshotSummary:
     state_bytes: int
 
 
-def force_new_cluster(state_directory: Path, member: Member, *, dry_run: bool) -> Recovery:
+def force_new_cluster(
+    state_directory: Path, member: Member, *, dry_run: bool, data_key: Path | None = None
+) -> Recovery:
     """Makes `member` the only one. The manager must be stopped. Raises FailedPrecondition where there is nothing to recover
     or the member is not one of the log, InternalError where its files are damaged."""
     if not state_directory.is_dir() or not any(state_directory.glob("*.journal")):
         raise FailedPrecondition(f"{state_directory} holds no log; recover on a host that was a manager")
     directory = LocalDirectory(state_directory)
-    journal = Journal(directory, pb.RaftConfiguration())
+    sealer = sealer_from(data_key)
+    journal = Journal(directory, pb.RaftConfiguration(), sealer=sealer)
     try:
-        current = _configuration(journal, SnapshotStore(directory).newest())
+        current = _configuration(journal, SnapshotStore(directory, sealer).newest())
         if membership.member(current, member.node_id) is None:
             raise FailedPrecondition(f"node {member.node_id} was not a manager of this log; recover on one that was")
         lost = [m for m in current.members if m.node_id != member.node_id]
@@ -111,7 +116,7 @@ def inspect(path: Path) -> SnapshotSummary:
     return SnapshotSummary(snapshot.index, snapshot.term, _members(snapshot.configuration), size)
 
 
-def restore(path: Path, state_directory: Path, member: Member) -> SnapshotSummary:
+def restore(path: Path, state_directory: Path, member: Member, *, data_key: Path | None = None) -> SnapshotSummary:
     """Founds a one-manager cluster with the state of a snapshot file. Raises FailedPrecondition where the directory is not
     empty."""
     summary = inspect(path)
@@ -120,9 +125,10 @@ def restore(path: Path, state_directory: Path, member: Member) -> SnapshotSummar
         raise FailedPrecondition(f"{state_directory} is not empty; a snapshot is restored into a new manager only")
     source = SnapshotStore(LocalDirectory(path.parent))
     alone = membership.founding([member])
-    target = SnapshotStore(directory)
+    sealer = sealer_from(data_key)
+    target = SnapshotStore(directory, sealer)
     target.write(summary.index, summary.term, alone, source.chunks(source.describe(path.name)))
-    journal = Journal(directory, alone)
+    journal = Journal(directory, alone, sealer=sealer)
     try:
         journal.align(summary.index, summary.term, alone, keep=0)
         journal.setCurrentTerm(summary.term + 1, member.node_id)

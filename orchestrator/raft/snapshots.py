@@ -14,16 +14,17 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from swarm.errors import InternalError
+from swarm.errors import FailedPrecondition, InternalError
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.raft.disk import Directory, StoredFile
+from orchestrator.raft.sealing import OVERHEAD_BYTES, Sealed, Sealer, open_sealed
 
 SCHEMA = 1
 PART_BYTES = 512 << 10  # of a transfer
 _BLOCK = struct.Struct("<IIII")  # magic, kind, length, checksum
 _MAGIC = 0x53525753  # "SWRS"
-_HEADER, _STATE, _END = 1, 2, 3
+_HEADER, _STATE, _END, _SEALED = 1, 2, 3, 4
 _MAX_BLOCK = 8 << 20
 _SUFFIX = ".snapshot"
 _TEMPORARY = ".part"
@@ -47,6 +48,10 @@ def _block(kind: int, data: bytes) -> bytes:
     return _BLOCK.pack(_MAGIC, kind, len(data), zlib.crc32(data, kind)) + data
 
 
+def _context(number: int) -> bytes:
+    return b"block %d" % number
+
+
 def file_name(index: int, term: int) -> str:
     return f"{index:020d}-{term:010d}{_SUFFIX}"
 
@@ -54,8 +59,9 @@ def file_name(index: int, term: int) -> str:
 class SnapshotStore:
     """The snapshots of a directory; the newest counts."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, sealer: Sealer | None = None) -> None:
         self._directory = directory
+        self._sealer = sealer
         self._attempts = itertools.count()
 
     def newest(self) -> Snapshot | None:
@@ -78,16 +84,16 @@ class SnapshotStore:
         """As `write`, under any name."""
         header = pb.RaftSnapshotHeader(schema=SCHEMA, index=index, term=term, configuration=configuration)
         with self.receive(name) as incoming:
-            incoming.add(_block(_HEADER, header.SerializeToString()))
+            incoming.add_block(_HEADER, header.SerializeToString())
             for chunk in chunks:
-                incoming.add(_block(_STATE, zlib.compress(chunk, 1)))
-            incoming.add(_block(_END, b""))
+                incoming.add_block(_STATE, zlib.compress(chunk, 1))
+            incoming.add_block(_END, b"")
             incoming.finish()
         return Snapshot(name, index, term, configuration)
 
     def receive(self, name: str) -> IncomingSnapshot:
         """A file under way; it counts once `finish` has returned."""
-        return IncomingSnapshot(self._directory, name, next(self._attempts))
+        return IncomingSnapshot(self._directory, name, next(self._attempts), self._sealer)
 
     def received(self, name: str) -> Snapshot:
         """Checks every block of a snapshot that came from another member. Raises SnapshotDamaged."""
@@ -100,31 +106,57 @@ class SnapshotStore:
         """The state's bytes, as `StateMachine.capture` gave them. Raises SnapshotDamaged."""
         file = self._directory.open(snapshot.name)
         try:
-            offset, whole = 0, False
-            while not whole:
-                kind, data, offset = self._read_block(file, snapshot.name, offset)
+            for kind, data in self._blocks(file, snapshot.name):
                 if kind == _STATE:
                     try:
                         yield zlib.decompress(data)
                     except zlib.error as error:
                         raise _damaged(snapshot.name, str(error)) from error
-                whole = kind == _END
         finally:
             file.close()
 
+    def _blocks(self, file: StoredFile, name: str) -> Iterator[tuple[int, bytes]]:
+        """All blocks, opened where they were sealed."""
+        offset, number, kind = 0, 0, 0
+        while kind != _END:
+            kind, data, offset = self._read_block(file, name, offset)
+            if kind == _SEALED:
+                try:
+                    yield _STATE, open_sealed(self._sealer, data, _context(number))
+                except Sealed as error:
+                    raise FailedPrecondition(f"snapshot {name}: {error}") from error
+            else:
+                yield kind, data
+            number += 1
+
     def parts(self, snapshot: Snapshot) -> tuple[int, Iterator[bytes]]:
-        """The file's size and its bytes, for sending. The file stays readable even where it is removed meanwhile."""
+        """The size of the file as it travels, and its bytes in parts. They stay readable even where the file is removed
+        meanwhile."""
         file = self._directory.open(snapshot.name)
-        size = file.size()
+        size = self._size_opened(file, snapshot.name)
 
         def read() -> Iterator[bytes]:
             try:
-                for offset in range(0, size, PART_BYTES):
-                    yield file.read(offset, min(PART_BYTES, size - offset))
+                for kind, data in self._blocks(file, snapshot.name):
+                    block = _block(kind, data)
+                    for start in range(0, len(block), PART_BYTES):
+                        yield block[start : start + PART_BYTES]
             finally:
                 file.close()
 
         return size, read()
+
+    @staticmethod
+    def _size_opened(file: StoredFile, name: str) -> int:
+        offset, size, end = 0, 0, file.size()
+        while offset < end:
+            head = file.read(offset, _BLOCK.size)
+            if len(head) < _BLOCK.size:
+                raise _damaged(name, f"it ends at byte {offset}")
+            _, kind, length, _ = _BLOCK.unpack(head)
+            offset += _BLOCK.size + length
+            size += _BLOCK.size + length - (OVERHEAD_BYTES if kind == _SEALED else 0)
+        return size
 
     def remove_older(self, index: int) -> None:
         """Removes the snapshots that one at `index` replaces."""
@@ -167,21 +199,46 @@ class SnapshotStore:
 class IncomingSnapshot:
     """A snapshot file that is being written."""
 
-    def __init__(self, directory: Directory, name: str, attempt: int) -> None:
+    def __init__(self, directory: Directory, name: str, attempt: int, sealer: Sealer | None = None) -> None:
         self._directory = directory
         self._name = name
         self._temporary = f"{name}.{attempt}{_TEMPORARY}"  # a second transfer of the same one must not write into this
         self._file: StoredFile | None = directory.open(self._temporary, create=True)
         self._offset = 0
+        self._sealer = sealer
+        self._number = 0
+        self._partial = bytearray()
 
     def add(self, data: bytes) -> None:
+        """The next bytes of a file as it travels. Raises SnapshotDamaged where they are not blocks."""
+        self._partial += data
+        while len(self._partial) >= _BLOCK.size:
+            magic, kind, length, checksum = _BLOCK.unpack_from(self._partial)
+            if magic != _MAGIC or length > _MAX_BLOCK:
+                raise _damaged(self._name, "what arrived is not a snapshot")
+            end = _BLOCK.size + length
+            if len(self._partial) < end:
+                return
+            block = bytes(self._partial[_BLOCK.size : end])
+            if zlib.crc32(block, kind) != checksum:
+                raise _damaged(self._name, "a block arrived damaged")
+            del self._partial[:end]
+            self.add_block(kind, block)
+
+    def add_block(self, kind: int, data: bytes) -> None:
         assert self._file is not None
-        self._file.write(self._offset, data)
-        self._offset += len(data)
+        if kind == _STATE and self._sealer is not None:
+            kind, data = _SEALED, self._sealer.seal(data, _context(self._number))
+        self._number += 1
+        block = _block(kind, data)
+        self._file.write(self._offset, block)
+        self._offset += len(block)
 
     def finish(self) -> None:
         """Makes the file durable under its final name."""
         assert self._file is not None
+        if self._partial:
+            raise _damaged(self._name, "it arrived incomplete")
         self._file.sync()
         self._file.close()
         self._file = None
