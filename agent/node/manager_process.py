@@ -56,19 +56,23 @@ class RunningProcess:
     def runs(self) -> bool:
         return RunningProcess.of(self.pid) == self
 
-    async def ended(self) -> None:
-        """Waits for its end, and reaps it where it is our child."""
+    async def ended(self) -> str:
+        """Waits for its end, and reaps it where it is our child. How it ended; empty where that is another's to know."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
-            return
+            return ""
         try:
             if self.runs():
                 await _readable(descriptor)
         finally:
             os.close(descriptor)
-        with contextlib.suppress(ChildProcessError):  # adopted: somebody else's child
-            os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 – it does not block
+        try:
+            _, status = os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 – it does not block
+        except ChildProcessError:  # adopted: somebody else's child
+            return ""
+        code = os.waitstatus_to_exitcode(status)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -127,7 +131,8 @@ class ManagerProcess:
                 self._process = self._adopt() or await self._start()
                 self.problem = ""
                 self.ready.set()
-                await self._process.ended()
+                how = await self._process.ended()
+                self.problem = f"{how}, its last words: {self._last_words()}" if how else self._last_words()
             except SwarmError as error:
                 self.problem = str(error)
             self._process = None
@@ -138,7 +143,7 @@ class ManagerProcess:
             if time.monotonic() - began > STEADY_AFTER:
                 delays = BACKOFF.delays(self._rng)
             wait = next(delays)
-            log.error("the manager ended and is started again in %.1f s; %s", wait, self.problem or self._last_words())
+            log.error("the manager ended and is started again in %.1f s; %s", wait, self.problem)
             await asyncio.sleep(wait)
 
     async def stop(self) -> None:

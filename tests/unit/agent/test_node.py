@@ -201,7 +201,9 @@ class Managed:
         self.make = lambda: ManagerProcess(self.options, lambda: [], random.Random(1), program=program)
 
 
-async def test_the_manager_is_watched_restarted_adopted_and_stopped(tmp_path: Path) -> None:
+async def test_the_manager_is_watched_restarted_adopted_and_stopped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     managed = Managed(tmp_path, _LOCKED_MANAGER)
     first = managed.make()
     running = asyncio.create_task(first.run())
@@ -211,6 +213,7 @@ async def test_the_manager_is_watched_restarted_adopted_and_stopped(tmp_path: Pa
         os.kill(before, 9)
         while first.pid in (0, before) or not first.ready.is_set():  # noqa: ASYNC110 – bounded; nothing tells
             await asyncio.sleep(0.02)
+    assert "killed by SIGKILL" in caplog.text
     survivor = first.pid
     running.cancel()  # the daemon ends
     await asyncio.gather(running, return_exceptions=True)
