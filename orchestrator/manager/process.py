@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import random
 import signal
+from importlib import import_module
 from pathlib import Path
 
 from swarm.clock import SystemClock
 from swarm.errors import FailedPrecondition, SwarmError
-from swarm.exposition import of_this_process, page
 from swarm.identity import Role
 from swarm.ids import id_source
 from swarm.metrics_listener import MetricsListener
@@ -47,7 +46,7 @@ from orchestrator.manager.roles import RoleKeeper
 from orchestrator.raft import RaftConfig, RaftNode
 from orchestrator.raft.admission import join_cluster
 from orchestrator.store import Store, Transactions
-from orchestrator.web.metrics import ManagerCollector, SchedulingLatency
+from orchestrator.web.latency import SchedulingLatency
 
 log = logging.getLogger(__name__)
 
@@ -237,8 +236,12 @@ class Manager:
             async with asyncio.timeout(READY_TIMEOUT):
                 while self.store.snapshot().cluster is None:
                     await watch.next()
-        with os.fdopen(self._options.ready_fd, "wb") as stream, contextlib.suppress(BrokenPipeError):
-            stream.write(b"ready\n")
+        try:
+            os.write(self._options.ready_fd, b"ready\n")
+        except BrokenPipeError:
+            log.info("who started this manager has gone meanwhile")
+        finally:
+            os.close(self._options.ready_fd)
         log.info("manager %s serves at %s", self._node_id, self._member.address)
 
     def _make_metrics(self) -> Metrics | None:
@@ -257,16 +260,27 @@ class Manager:
 
 
 class Metrics:
-    """The page for Prometheus."""
+    """The page for Prometheus. Its library is imported when somebody asks first: it is large."""
 
     def __init__(self, manager: Manager, address: str, token_file: Path | None) -> None:
-        collector = ManagerCollector(manager.store, manager.consensus, manager.node_id, lambda: manager.session_count)
-        latency = self.latency = SchedulingLatency()
+        self._manager = manager
+        self.latency = SchedulingLatency()
         self._listener = MetricsListener(
             address,
-            lambda: page(itertools.chain(collector.collect(), latency.collect(), of_this_process())),
+            self._page,
+            load=lambda: import_module("orchestrator.web.metrics"),
             token_file=token_file,
             tls=manager._options.places.certificates,
+        )
+
+    def _page(self) -> bytes:
+        from orchestrator.web.metrics import ManagerCollector, page
+
+        manager = self._manager
+        return page(
+            ManagerCollector(
+                manager.store, manager.consensus, manager.node_id, lambda: manager.session_count, self.latency
+            )
         )
 
     async def start(self) -> None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from swarm.enrolment import split_address
 from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
-from swarm.exposition import CONTENT_TYPE
 from swarm.identity import TlsFiles
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = 5.0  # seconds for a whole request, and for its answer to be taken
 MAX_HEAD_BYTES = 16 << 10
 MAX_CONNECTIONS = 16
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsListener:
@@ -40,11 +40,13 @@ class MetricsListener:
         token_file: Path | None = None,
         tls: TlsFiles | None = None,
         plain: bool = False,
+        load: Callable[[], object] = lambda: None,
     ) -> None:
         """Raises InvalidArgument where the address is not loopback and there is no token, unless whoever runs this chose to
-        let everybody read (`plain`)."""
+        let everybody read (`plain`). `load` is called on a thread before each page, for what the page imports first."""
         self._host, self._port = split_address(address) if not address.endswith(":0") else (address[:-2], 0)
         self._page = page
+        self._load = load
         self._tls = None if is_loopback(self._host) else tls
         self._token = _read_token(token_file) if token_file is not None else None
         if not plain and not is_loopback(self._host) and (self._token is None or tls is None):
@@ -95,6 +97,7 @@ class MetricsListener:
                     writer.write(_answer("503 Service Unavailable", b"too many connections\n"))
                 else:
                     head = await reader.readuntil(b"\r\n\r\n")
+                    await asyncio.to_thread(self._load)
                     writer.write(self.answer(head))
                 await writer.drain()
                 self._load_certificate()

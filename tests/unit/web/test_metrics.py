@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from prometheus_client.parser import text_string_to_metric_families
-from swarm.exposition import Family, Histogram, gauge, of_this_process, page
+from prometheus_client import CollectorRegistry
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.store import Create, SetTaskStatus
-from orchestrator.web.metrics import ManagerCollector, SchedulingLatency
+from orchestrator.web.latency import SchedulingLatency
+from orchestrator.web.metrics import ManagerCollector, page
 from tests.unit.dispatcher.worlds import BACK, World, service, task
-
-
-def samples(families: Iterable[Family]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """What Prometheus' own parser makes of our page."""
-    text = page(families).decode()
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 async def test_counts_of_services_tasks_and_nodes() -> None:
@@ -36,10 +24,11 @@ async def test_counts_of_services_tasks_and_nodes() -> None:
         Create(unhealthy),
         Create(task("t3", "n2", BACK, address=7, state=types.TASK_STATE_FAILED)),
     )
-    found = samples(ManagerCollector(world.store, world.log, "m1", lambda: 2).collect())
+    registry = CollectorRegistry()
+    registry.register(ManagerCollector(world.store, world.log, "m1", lambda: 2, SchedulingLatency()))
 
     def value(name: str, **labels: str) -> float | None:
-        return found.get((name, frozenset(labels.items())))
+        return registry.get_sample_value(name, labels)
 
     assert value("swarm_services") == 1
     assert value("swarm_service_tasks_desired", service="web") == 3
@@ -53,12 +42,17 @@ async def test_counts_of_services_tasks_and_nodes() -> None:
     assert value("swarm_raft_members") == 1
     assert value("swarm_raft_member_reachable", node_id="m1") == 1
     assert value("swarm_dispatcher_sessions") == 2
+    text = page(ManagerCollector(world.store, world.log, "m1", lambda: 2, SchedulingLatency()))
+    assert b"# HELP swarm_raft_term" in text
+    assert b"process_resident_memory_bytes" in text
 
 
 async def test_latency_of_each_step_is_counted_once() -> None:
     world = World()
     await world.found(1)
+    registry = CollectorRegistry()
     latency = SchedulingLatency()
+    registry.register(ManagerCollector(world.store, world.log, "m1", lambda: 0, latency))
     _, watch = world.store.watch()
 
     async def step(*changes: Create | SetTaskStatus) -> None:
@@ -76,27 +70,8 @@ async def test_latency_of_each_step_is_counted_once() -> None:
     await step(Create(task("t2", "n1", state=types.TASK_STATE_REJECTED)))
 
     def sample(suffix: str, step_: str) -> float | None:
-        labels = frozenset({("step", step_)})
-        return samples(latency.collect()).get((f"swarm_task_scheduling_seconds_{suffix}", labels))
+        return registry.get_sample_value(f"swarm_task_scheduling_seconds_{suffix}", {"step": step_})
 
     assert sample("count", "assigned") == 1
     assert sample("count", "running") == 1
     assert abs((sample("sum", "running") or 0) - 0.4) < 1e-6
-
-
-def test_a_page_is_what_prometheus_reads() -> None:
-    lengths = Histogram("lengths_seconds", "How long.", (0.1, 1.0))
-    for value in (0.05, 0.1, 0.5, 7.0):
-        lengths.observe(value)
-    odd = Family("odd", 'a "text"\nwith \\', labels=["name"]).add(['quo"te \\ \n'], 2)
-    found = samples([gauge("plain", "Plain.", 3), odd, lengths.family(), *of_this_process()])
-    assert found["plain", frozenset()] == 3
-    assert found["odd", frozenset({("name", 'quo"te \\ \n')})] == 2
-    assert [found["lengths_seconds_bucket", frozenset({("le", bound)})] for bound in ("0.1", "1.0", "+Inf")] == [
-        2,
-        3,
-        4,
-    ]
-    assert found["lengths_seconds_sum", frozenset()] == 7.65
-    assert found["process_resident_memory_bytes", frozenset()] > 1 << 20
-    assert found["process_start_time_seconds", frozenset()] > 1.5e9
