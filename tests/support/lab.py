@@ -147,8 +147,12 @@ class TestLab:
         return next(name for name, node in self.nodes().items() if node.get("manager_status") == "Leader")
 
     def get(self, host: str, port: int, path: str = "/cgi-bin/whoami", timeout: float = 3.0) -> str:
-        address = self.host(host).address
-        with urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=timeout) as response:
+        return self.fetch(f"http://{self.host(host).address}:{port}{path}", timeout)
+
+    @staticmethod
+    def fetch(url: str, timeout: float = 3.0) -> str:
+        """The answer to a request from the machine itself."""
+        with urllib.request.urlopen(url, timeout=timeout) as response:
             return str(response.read().decode().strip())
 
     def who(self, host: str, port: int) -> str:
