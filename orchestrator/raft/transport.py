@@ -40,7 +40,7 @@ _BUNDLE_MESSAGES = 64
 _MAX_QUEUED = 4096  # messages to a peer that does not read: the link is given up
 _REDIAL = Backoff(first=0.05, maximum=1.0)
 _SNAPSHOT_TIMEOUT = 600.0
-_STAMP_PERIOD = 0.05  # seconds between proofs that the event loop runs
+_STAMP_PERIOD = 0.1  # seconds between proofs that the event loop runs
 _STAMP_LATE = 0.1
 _STAMP_FORGIVEN = 10.0  # an event loop that stands still for longer is no excuse any more
 
@@ -148,19 +148,23 @@ class _Link:
             self._call = None
             channel.close()
 
-    @staticmethod
-    def _frames(outgoing: queue.SimpleQueue[pb.RaftMessage | None]) -> Iterator[pb.RaftFrame]:
+    def _frames(self, outgoing: queue.SimpleQueue[pb.RaftMessage | None]) -> Iterator[pb.RaftFrame]:
+        """Bundles what waits. gRPC asks for the next frame when the peer has read enough of the earlier ones."""
         while (message := outgoing.get()) is not None:
-            bundle, size = [message], message.ByteSize()
+            bundle, size, last = [message], message.ByteSize(), False
             with contextlib.suppress(queue.Empty):
-                while len(bundle) < _BUNDLE_MESSAGES and size < _BUNDLE_BYTES:
+                while len(bundle) < _BUNDLE_MESSAGES and size < _BUNDLE_BYTES and not last:
                     following = outgoing.get_nowait()
-                    if following is None:
-                        yield from frames(bundle)
-                        return
-                    bundle.append(following)
-                    size += following.ByteSize()
-            yield from frames(bundle)
+                    last = following is None
+                    if following is not None:
+                        bundle.append(following)
+                        size += following.ByteSize()
+            for frame in frames(bundle):
+                yield frame
+                if frame.more:
+                    self._transport.post_reading(self.node.id)
+            if last:
+                return
 
 
 class _Session:
@@ -316,6 +320,9 @@ class GrpcLinks(Links):
     def _alive(self, node_id: str) -> None:
         if self.receiver is not None:
             self.receiver.peer_alive(node_id)
+
+    def post_reading(self, node_id: str) -> None:
+        self.post(self._if_linked, "peer_reading", node_id)
 
     def post_snapshot(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
         self.post(self._snapshot, node_id, offer, name)
