@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_KEPT_BYTES = 256 << 10  # of free memory at the end of the heap
-_MAPPED_BYTES = 256 << 10  # allocations from this size on are given back one by one
+_KEPT_BYTES = 1 << 20  # of free memory at the end of the heap
+_MAPPED_BYTES = 1 << 20  # allocations from this size on are given back one by one
 
 
 @contextlib.contextmanager
