@@ -62,8 +62,8 @@ class Host:
         made: dict[str, str] = json.loads(done.stdout)
         return made
 
-    async def start(self, joins: str = "") -> bytes:
-        """Returns what it wrote to its ready descriptor."""
+    async def start(self, joins: str = "", *, abandoned: bool = False) -> bytes:
+        """Returns what it wrote to its ready descriptor; `abandoned`: whoever started it is gone before it is ready."""
         reader, writer = os.pipe()
         with self.stderr.open("ab") as output:
             self.process = await asyncio.create_subprocess_exec(
@@ -73,6 +73,8 @@ class Host:
             )  # fmt: skip
         os.close(writer)
         try:
+            if abandoned:
+                return b""
             async with asyncio.timeout(DEADLINE):
                 return await asyncio.to_thread(os.read, reader, 64)
         finally:
@@ -132,6 +134,19 @@ async def hosts(tmp_path: Path) -> AsyncIterator[Callable[[str], Host]]:
         if host.process is not None and host.process.returncode is None:
             host.process.kill()
             await host.process.wait()
+
+
+async def test_a_manager_serves_although_its_agent_was_killed_while_it_started(tmp_path: Path) -> None:
+    host = Host(tmp_path, "m1")
+    host.init()
+    await host.start(abandoned=True)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while "has gone meanwhile" not in host.stderr.read_text():  # noqa: ASYNC110 – nothing else tells
+                await asyncio.sleep(0.05)
+        assert host.process is not None and host.process.returncode is None
+    finally:
+        assert await host.stop() == 0
 
 
 async def test_a_first_manager_serves_and_keeps_its_state(hosts: Callable[[str], Host]) -> None:
