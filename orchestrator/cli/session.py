@@ -49,6 +49,7 @@ ResponseT = TypeVar("ResponseT")
 
 PATIENCE = 12.0  # seconds after which a call that finds no working manager is given up
 ATTEMPT_TIMEOUT = 8.0  # seconds for one attempt at one manager, where there are others to try
+ANSWER_TIME = 3.5  # seconds in which a manager that finds no leader has said so
 CONNECT_TIMEOUT = 2.0  # seconds to find out whether anybody listens at a network address
 RESUME_PAUSE = 0.2  # seconds before a broken stream is taken up again
 BACKOFF = Backoff(first=0.05, maximum=1.0)
@@ -177,14 +178,19 @@ class Caller(Generic[StubT]):
         raise self._nobody(failures)
 
     def _persist(self, attempt: Callable[[StubT, float], ResponseT], timeout: float, writes: bool = False) -> ResponseT:
-        deadline = self._shell.now() + max(self._patience, timeout)
+        began = self._shell.now()
+        deadline = began + max(self._patience, timeout)  # of an answer; for the reasons why there is none see `give_up`
+        give_up = 0.0
         delays = BACKOFF.delays(self._shell.rng)
         said: SwarmError | None = None  # the managers' own word for why not, rather than our word for their silence
         unknown: SwarmError | None = None
         while True:
             failures: list[SwarmError] = []
             for endpoint in list(self._endpoints):
-                seconds = max(0.001, min(timeout, deadline - self._shell.now()))
+                left = deadline - self._shell.now()
+                if said is not None and left < ANSWER_TIME:
+                    break  # cut short, an attempt tells less than what was said before
+                seconds = max(0.001, min(timeout, left))
                 try:
                     answer = self._attempt(endpoint, attempt, seconds)
                 except (Unavailable, OutcomeUnknown) as error:
@@ -195,11 +201,14 @@ class Caller(Generic[StubT]):
                 else:
                     self._keep_to(endpoint)
                     return answer
-                if self._shell.now() >= deadline:
+                # A long time for an answer is no reason to ask for long where there is none.
+                give_up = give_up or min(deadline, max(began, self._shell.now() - ANSWER_TIME) + self._patience)
+                if self._shell.now() >= give_up:
                     break
             nobody = all(isinstance(failure, _NobodyThere) for failure in failures)
             wait = next(delays)
-            if (nobody and unknown is None) or self._shell.now() + wait >= deadline:
+            ends = give_up - ANSWER_TIME if said is not None else give_up
+            if (nobody and unknown is None) or self._shell.now() + wait >= ends:
                 if unknown is not None:
                     raise OutcomeUnknown(
                         f"{said or unknown}; the change may or may not have been made: look before repeating it"

@@ -119,6 +119,16 @@ def test_patience_ends_with_an_unknown_outcome_if_there_was_one(serve: Serve) ->
         create(caller(serve(script).control_socket))
 
 
+def test_a_long_time_for_an_answer_is_no_reason_to_search_long_for_a_leader(serve: Serve) -> None:
+    script = Script({"CreateService": Unavailable("no leader: 1 of 3 managers reachable, a quorum needs 2")})
+    time = Time()
+    path = serve(script).control_socket
+    managers = Caller((Endpoint("m1", str(path)),), ControlStub, patience=5.0, shell=time.shell())
+    with pytest.raises(Unavailable, match="a quorum needs 2"):  # nothing was written: it is no unknown outcome
+        managers.call(lambda stub: stub.CreateService, control.CreateServiceRequest(), timeout=300.0)
+    assert time.now <= 5.0
+
+
 def test_a_deadline_that_the_manager_reports_is_final(serve: Serve) -> None:
     script = Script({"CreateService": DeadlineExceeded("the registry did not answer")})
     with pytest.raises(DeadlineExceeded, match="registry"):
