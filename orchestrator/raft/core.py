@@ -16,15 +16,15 @@ from __future__ import annotations
 import logging
 import queue
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from swarm.errors import FailedPrecondition, InternalError, NotFound, SwarmError, Unavailable
+from swarm.errors import FailedPrecondition, InternalError, SwarmError, Unavailable
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.consensus import Committed, Leadership, StateMachine
 from orchestrator.raft import membership
+from orchestrator.raft.compaction import Compaction
 from orchestrator.raft.config import CompactionPolicy, Timings
 from orchestrator.raft.disk import DiskFull
 from orchestrator.raft.engine import MemberNode, Role, ticking
@@ -32,8 +32,8 @@ from orchestrator.raft.journal import Journal
 from orchestrator.raft.links import Links
 from orchestrator.raft.proposals import Proposal, leadership_lost, overwritten
 from orchestrator.raft.reads import Done, Reads
-from orchestrator.raft.replication import Replication
-from orchestrator.raft.snapshots import Snapshot, SnapshotStore
+from orchestrator.raft.snapshots import SnapshotStore
+from orchestrator.raft.surroundings import Background, Observer
 
 log = logging.getLogger(__name__)
 
@@ -42,30 +42,6 @@ _APPLY_PER_TICK = 512
 _TAKE_PER_TICK = 512
 _TAKE_BYTES_PER_TICK = 4 << 20
 _LONGEST_WAIT = 0.1
-_SNAPSHOT_RETRY = 30.0
-_PROMOTION_LAG = 64  # entries that a learner may be behind when it gets its vote
-
-Change = Callable[[pb.RaftConfiguration], pb.RaftConfiguration]
-
-
-class Background(Protocol):
-    """Runs `work` beside the tick thread and hands what it returned or raised to `done`, on the tick thread."""
-
-    def __call__(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None: ...
-
-
-class Observer(Protocol):
-    """Who wants to know; called on the tick thread, must return at once."""
-
-    def disk_begins(self, peers: list[str], term: int) -> None:
-        """The tick thread of a leader turns to the disk, and is silent until `disk_ended`."""
-        ...
-
-    def disk_ended(self) -> None: ...
-
-    def leadership_changed(self, leadership: Leadership) -> None: ...
-
-    def configuration_changed(self, configuration: pb.RaftConfiguration) -> None: ...
 
 
 @dataclass
@@ -88,7 +64,7 @@ class _Wait:
         self._core.wait(timeout)
 
 
-class Core(Replication):
+class Core(Compaction):
     """See the module's description."""
 
     def __init__(
@@ -117,12 +93,8 @@ class Core(Replication):
         self._observer = observer
         self._reads = Reads()
         self._transfer: _Transfer | None = None
-        self._snapshot_busy = False
-        self._snapshot_not_before = float("-inf")
-        self._installing: pb.RaftSnapshotOffer | None = None
         self._last_sent = (0, 0)  # last and commit index when entries were sent last
         self._published: Leadership | None = None
-        self.configuration_published: pb.RaftConfiguration | None = None
         self.snapshot = snapshots.newest()
         if self.snapshot is not None:
             found = self.snapshot
@@ -283,6 +255,13 @@ class Core(Replication):
         """A part of a large message has come: who sends it is there, although its heartbeats wait behind that message."""
         if self.leader_node is not None and self.leader_node.id == node_id and self.role is Role.FOLLOWER:
             self._heard_leader(self.leader_node)
+
+    def peer_reading(self, node_id: str) -> None:
+        """A peer takes a large message in, and cannot answer before it has all of it. That is enough for the check of the
+        quorum, and for nothing else."""
+        node = self._node(node_id)
+        if self.role is Role.LEADER and node in self.last_response:
+            self.last_response[node] = self.clock()
 
     def peer_gone(self, node_id: str) -> None:
         """The link that another member keeps to us broke."""
@@ -454,211 +433,6 @@ class Core(Replication):
         else:
             done(None)
 
-    # ---- membership
-
-    def change_configuration(self, change: Change, proposal: Proposal) -> None:
-        """Appends `change` of the configuration in force. One at a time, really: the library's own guard is dead code."""
-        try:
-            self._begin_change(change, proposal)
-        except SwarmError as error:
-            proposal.end(error)
-
-    def _begin_change(self, change: Change, proposal: Proposal) -> None:
-        if self.role is not Role.LEADER:
-            raise Unavailable("this manager does not lead; nothing was changed, repeat it")
-        if not self._is_ready() or self.history.current_index > self.commit_index:
-            raise FailedPrecondition("another change of the managers is under way; repeat it when that has ended")
-        changed = change(self.history.current)
-        if changed == self.history.current:
-            proposal.begin()
-            proposal.end(Committed(self.history.current_index, b""))
-            return
-        if self.own_id not in membership.voters(changed):
-            raise FailedPrecondition("a leader cannot remove itself; it hands leadership over first")
-        command = membership.encode(changed)
-        self.journal.reserve(len(command))
-        self._append(command, proposal)
-        self.configuration_appended(self.last_index, changed)
-
-    def _promote_learners(self) -> None:
-        """A learner that has caught up gets its vote."""
-        if not self._is_ready() or self.history.current_index > self.commit_index:
-            return
-        for node in sorted(self.learner_nodes, key=lambda node: str(node.id)):
-            match = self.match_index.get(node, 0)  # 0: it has not answered yet
-            if node in self.connected and match > 0 and match + _PROMOTION_LAG >= self.last_index:
-                log.info("manager %s has caught up and gets its vote", node.id)
-                self.change_configuration(
-                    lambda now, node=node: membership.with_vote(now, node.id),  # type: ignore[misc]
-                    Proposal(b"", float("inf"), lambda _: None),
-                )
-                return
-
-    def configuration_appended(self, index: int, configuration: pb.RaftConfiguration) -> None:
-        self.history.appended(index, configuration)
-        self._adopt_configuration()
-
-    def log_truncated(self, index: int) -> None:
-        """Entries from `index` on contradict the leader's: who waited for them knows now, and what they changed of the
-        membership is taken back."""
-        for waiting_for in [known for known in self.waiting() if known >= index]:
-            for _, proposal in self.waiting().pop(waiting_for):
-                proposal.end(overwritten())
-        self.history.truncated(index)
-        self._adopt_configuration()
-
-    def _adopt_configuration(self) -> None:
-        """Brings links and the library's sets in line with the configuration in force."""
-        configuration = self.history.current
-        wanted = {m.node_id: m for m in configuration.members if m.node_id != self.own_id}
-        for node in self.peers():
-            entry = wanted.get(node.id)
-            if entry is None or entry.address != node.address:
-                self._drop(node)
-        for node_id, entry in sorted(wanted.items()):
-            self._include(node_id, entry)
-        if configuration != self.configuration_published:
-            self.configuration_published = configuration
-            self._observer.configuration_changed(configuration)
-
-    def _drop(self, node: MemberNode) -> None:
-        self.voter_nodes.discard(node)
-        self.learner_nodes.discard(node)
-        self.connected.discard(node)
-        self.progress.pop(node.id, None)
-        for known in (self.next_index, self.match_index, self.last_response):
-            known.pop(node, None)
-        self.links.disconnect(node.id)
-
-    def _include(self, node_id: str, entry: pb.RaftMember) -> None:
-        node = next((known for known in self.peers() if known.id == node_id), None)
-        if node is None:
-            node = MemberNode(node_id, entry.address)
-            self.next_index[node] = self.last_index + 1
-            self.match_index[node] = 0
-            self.last_response[node] = self.clock()
-            self.links.connect(node)
-        group, other = self.learner_nodes, self.voter_nodes
-        if not entry.learner:
-            group, other = other, group
-        other.discard(node)
-        group.add(node)
-
-    def reachable(self) -> frozenset[str]:
-        """The members that answered this leader lately, and itself."""
-        since = self.clock() - self.timings.quorum
-        return frozenset({self.own_id, *(node.id for node, when in self.last_response.items() if when >= since)})
-
-    # ---- snapshots
-
-    def is_installing(self) -> bool:
-        return self._installing is not None
-
-    def start_snapshot_transfer(self, node_id: str, snapshot: Snapshot) -> bool:
-        return self.links.transmit_snapshot(node_id, snapshot, self.term)
-
-    def _SyncObj__tryLogCompaction(self) -> None:
-        """The library's: takes a snapshot when the log has grown. Only the copy-on-write view is taken on this thread."""
-        if self._snapshot_busy or self.is_installing() or self.clock() < self._snapshot_not_before:
-            return
-        covered = self.snapshot.index if self.snapshot else self.base_index
-        grown = self.applied_index() - covered
-        if grown <= 0 or (
-            grown < self.compaction.entries
-            and (self.journal.bytes_in_memory < self.compaction.bytes or grown < self.compaction.entries // 20)
-        ):
-            return
-        self.take_snapshot()
-
-    def take_snapshot(self, done: Callable[[SwarmError | None], None] | None = None) -> None:
-        """Stores the applied state, in the background."""
-        index, term, configuration, produce = self.view()
-        self._snapshot_busy = True
-
-        def work() -> Snapshot:
-            snapshot = self.snapshots.write(index, term, configuration, produce())
-            self.snapshots.remove_older(index)
-            return snapshot
-
-        def stored(snapshot: Any, error: Exception | None) -> None:
-            self._snapshot_busy = False
-            if error is not None:
-                log.warning("the snapshot at entry %d could not be stored, it is tried again later: %s", index, error)
-                self._snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
-            elif self.snapshot is None or snapshot.index > self.snapshot.index:
-                self._compact(snapshot)
-            if done is not None:
-                done(error if isinstance(error, SwarmError) else None)
-
-        self._background(work, stored)
-
-    def view(self) -> tuple[int, int, pb.RaftConfiguration, Callable[[], Iterable[bytes]]]:
-        """The applied state as it is now, for a file of its own: index, term, configuration, and what yields the state."""
-        index = self.applied_index()
-        entry = self.entry(index)
-        assert entry is not None
-        return index, entry[2], self.history.at(index), self.machine.capture()
-
-    def _compact(self, snapshot: Snapshot) -> None:
-        """The snapshot is durable: the log may forget what it covers, but for what keeps slow members off snapshots."""
-        self.snapshot = snapshot
-        self.history.compacted(snapshot.index)
-        keep_from, kept_bytes = snapshot.index, 0
-        while keep_from > self.base_index and snapshot.index - keep_from < self.compaction.keep_entries:
-            entry = self.entry(keep_from)
-            assert entry is not None
-            kept_bytes += len(entry[0])
-            if kept_bytes > self.compaction.keep_bytes:
-                break
-            keep_from -= 1
-        self.journal.start_new_segment()
-        self.journal.deleteEntriesTo(keep_from - self.base_index)
-
-    def snapshot_received(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
-        """A leader's snapshot lies whole in a file. It replaces the state in the background, and then the log; nothing
-        of our own tail is counted as committed by it (defect A)."""
-        if not self._may_go_on_in(offer.term) or offer.term < self.term or self.is_installing():
-            return
-        self._heard_leader(self._node(node_id))
-        if offer.index <= self.applied_index():
-            self._answer_installed(self.applied_index())
-            return
-        self._installing = offer
-
-        def work() -> Snapshot:
-            snapshot = self.snapshots.received(name)
-            self.machine.restore(snapshot.index, self.snapshots.chunks(snapshot))
-            self.snapshots.remove_older(snapshot.index)
-            return snapshot
-
-        def installed(snapshot: Any, error: Exception | None) -> None:
-            self._installing = None
-            if error is not None:
-                raise InternalError(f"the snapshot of manager {node_id} could not be installed: {error}") from error
-            self._installed(snapshot)
-
-        self._background(work, installed)
-
-    def _installed(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        ours = self.entry(snapshot.index)
-        if ours is None or ours[2] != snapshot.term:
-            self.journal.reset(snapshot.index, snapshot.term, snapshot.configuration)
-            self.history = membership.History(snapshot.index, snapshot.configuration)
-        self.set_applied_index(snapshot.index)
-        self.set_commit_index(max(self.commit_index, snapshot.index))
-        for index in [known for known in self.waiting() if known <= snapshot.index]:
-            for _, proposal in self.waiting().pop(index):
-                proposal.end(leadership_lost())
-        self._adopt_configuration()
-        self._answer_installed(snapshot.index)
-
-    def _answer_installed(self, index: int) -> None:
-        """What is applied is committed, hence equal to the log of any leader of our term."""
-        if self.leader_node is not None and self.role is Role.FOLLOWER:
-            answer = pb.AppendResponse(term=self.term, success=True, match_index=index)
-            self._answer(self.leader_node, answer)
-
     def stop(self) -> None:
         """Ends what waits; nothing is lost by that."""
         self._reads.fail()
@@ -675,13 +449,6 @@ class Core(Replication):
             except queue.Empty:
                 return
             proposal.end(Unavailable("this manager stops; nothing was written, repeat it"))
-
-    def member_address(self, node_id: str) -> str:
-        """Raises NotFound."""
-        found = membership.member(self.history.current, node_id)
-        if found is None:
-            raise NotFound(f"manager {node_id} is not a member of the log")
-        return found.address
 
 
 def _nothing() -> None:

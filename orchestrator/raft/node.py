@@ -41,7 +41,8 @@ from orchestrator.consensus import (
 from orchestrator.raft import membership
 from orchestrator.raft.admission import MembershipService, leave_cluster
 from orchestrator.raft.config import MAX_COMMAND_BYTES, RaftConfig
-from orchestrator.raft.core import Change, Core
+from orchestrator.raft.configurations import Change
+from orchestrator.raft.core import Core
 from orchestrator.raft.disk import LocalDirectory
 from orchestrator.raft.engine import MemberNode
 from orchestrator.raft.journal import Journal
