@@ -88,7 +88,7 @@ def mount_points(mountinfo: str, below: Path) -> set[Path]:
     for line in mountinfo.splitlines():
         fields = line.split(" ", 5)
         if len(fields) > 4:
-            point = _unescape(fields[4])
+            point = _unescape(fields[4]) if "\\" in fields[4] else fields[4]
             if point.startswith(prefix):
                 found.add(Path(point))
     return found

@@ -5,6 +5,7 @@ Interfaces are found again by their alias: only what begins with `ALIAS` is ours
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 ALIAS = "swarm:"
@@ -56,6 +57,7 @@ def node_zone(number: int) -> int:
     return (number - 1) % MAX_ZONE + 1
 
 
+@functools.lru_cache(maxsize=4096)  # asked for with each change of any service
 def rotation(name: str) -> int:
     """A number that differs from name to name: where a balancer begins."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
