@@ -141,20 +141,27 @@ class Core(Compaction):
     def _end_of_tick(self) -> None:
         if self.role is Role.LEADER:
             self._lead()
-            self._sync_as_leader()
         else:
             self._reads.fail()
-            self.journal.sync()
+        self._sync()
         self._release_answers()
         if self.role is Role.LEADER:
             self._reads.settle(self._proven_sequence(), self.applied_index())
         self._watch_transfer()
         self._publish()
 
-    def _sync_as_leader(self) -> None:
+    def _sync(self) -> None:
+        """The tick thread turns to the disk; for as long as that takes others are told that this member is there."""
         if not self.journal.dirty:
             return
-        self._observer.disk_begins([node.id for node in self.peers()], self.term)
+        leader = self.leader_node
+        if self.role is Role.LEADER:
+            peers = [node.id for node in self.peers()]
+            message = pb.RaftMessage(append_entries=pb.AppendEntries(term=self.term, presence_only=True))
+        else:
+            peers = [leader.id] if leader is not None and not self.journal.hard_state_dirty else []
+            message = pb.RaftMessage(append_response=pb.AppendResponse(term=self.term))
+        self._observer.disk_begins(peers, message)
         try:
             self.journal.sync()
         finally:

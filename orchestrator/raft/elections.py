@@ -86,6 +86,8 @@ class Elections(Engine):
         self._postpone_election(now)
         if not self.is_receiving() or not self.is_electable():
             return
+        if self.leader_node is not None:
+            log.info("no word of leader %s for %.2f s; asking for votes", self.leader_node.id, now - self._leader_heard)
         self._leader_lost = True
         self.leader_node = None
         self._ask_prevotes()

@@ -210,9 +210,9 @@ class RaftNode(Consensus):
             action, arguments = self._mail.popleft()
             action(*arguments)
 
-    def disk_begins(self, peers: list[str], term: int) -> None:
+    def disk_begins(self, peers: list[str], message: pb.RaftMessage) -> None:
         """From the core, on the tick thread."""
-        self._presence.begin(peers, term)
+        self._presence.begin(peers, message)
 
     def disk_ended(self) -> None:
         """From the core, on the tick thread."""

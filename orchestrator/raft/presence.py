@@ -1,8 +1,9 @@
-"""A slow disk must not silence a leader.
+"""A slow disk must not silence a member.
 
-The tick thread syncs the journal itself, and a busy disk may hold it for longer than the others' election timeout. While it
-is held, this thread says in its place that the leader is there: messages that carry the term and nothing else, that prove
-nothing to reads and commit nothing. It stops after a while: a leader whose disk hangs for good has to be replaced.
+The tick thread syncs the journal itself, and a busy disk may hold it for longer than the others' patience. While it is
+held, this thread says in its place that the member is there: a leader to its followers, a follower to its leader. Those
+messages carry the term and nothing else; they prove nothing to reads, acknowledge nothing and commit nothing. It stops
+after a while: a member whose disk hangs for good has to be done without.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LONGEST = 10.0  # seconds
 @dataclass(frozen=True)
 class _Held:
     peers: Sequence[str]
-    term: int
+    message: pb.RaftMessage
     since: float
 
 
@@ -43,8 +44,8 @@ class Presence:
     def stop(self) -> None:
         self._stopping.set()
 
-    def begin(self, peers: Sequence[str], term: int) -> None:
-        self._held = _Held(peers, term, self._clock())
+    def begin(self, peers: Sequence[str], message: pb.RaftMessage) -> None:
+        self._held = _Held(peers, message, self._clock())
 
     def end(self) -> None:
         self._held = None
@@ -54,10 +55,11 @@ class Presence:
             self.speak()
 
     def speak(self) -> None:
-        """Once: says to all peers that the leader is there, where the tick thread is held for longer than the period."""
+        """Once: tells the peers, where the tick thread has been held for longer than the period."""
         held = self._held
         if held is None or not self._period <= self._clock() - held.since <= LONGEST:
             return
-        message = pb.RaftMessage(append_entries=pb.AppendEntries(term=held.term, presence_only=True))
         for peer in held.peers:
+            message = pb.RaftMessage()
+            message.CopyFrom(held.message)  # each link's thread reads a message of its own
             self._transmit(peer, message)

@@ -19,8 +19,9 @@ class Background(Protocol):
 class Observer(Protocol):
     """Who wants to know; called on the tick thread, must return at once."""
 
-    def disk_begins(self, peers: list[str], term: int) -> None:
-        """The tick thread of a leader turns to the disk, and is silent until `disk_ended`."""
+    def disk_begins(self, peers: list[str], message: pb.RaftMessage) -> None:
+        """The tick thread turns to the disk, and is silent until `disk_ended`. Until then `message` may tell `peers` that
+        this member is there."""
         ...
 
     def disk_ended(self) -> None: ...

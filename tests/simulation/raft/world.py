@@ -351,7 +351,7 @@ class Host:
     def leadership_changed(self, leadership: Leadership) -> None:
         self.leadership = leadership
 
-    def disk_begins(self, peers: list[str], term: int) -> None:
+    def disk_begins(self, peers: list[str], message: pb.RaftMessage) -> None:
         """Not needed here."""
 
     def disk_ended(self) -> None:
