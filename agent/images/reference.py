@@ -1,8 +1,7 @@
-"""Image references as people write them, and the fully qualified names that they stand for. Pure.
+"""What image references stand for on this host: fully qualified names. Pure; the grammar is that of `swarm.references`.
 
-`HOST[:PORT]/PATH[:TAG][@DIGEST]`.  The first part is a host where it contains a dot or a colon, or is `localhost`; otherwise
-the name is short and belongs to the cluster's default registry, or to Docker Hub (there, a name of one part lies below
-`library/`).  Without a tag and digest the tag is `latest`.
+A name without a host is short and belongs to the cluster's default registry, or to Docker Hub (there, a name of one part lies
+below `library/`).  Without a tag and digest the tag is `latest`.
 """
 
 from __future__ import annotations
@@ -12,17 +11,12 @@ import re
 from dataclasses import dataclass
 
 from swarm.errors import InvalidArgument
+from swarm.references import parse_image_reference
 
 PUBLIC_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
-MAX_NAME_LENGTH = 255
 
-# the grammar of the distribution project
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
 _IMAGE_ID = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
 
 
@@ -77,29 +71,16 @@ def parse_digest(text: str) -> str:
 
 def parse(text: str, default_registry: str = "") -> Reference:
     """What `text` stands for. Raises InvalidArgument, naming the part that is wrong."""
-    rest, at, digest = text.partition("@")
-    if at:
-        parse_digest(digest)
-    registry, slash, path = rest.partition("/")
-    if not slash or not ("." in registry or ":" in registry or registry == "localhost"):
-        registry, path = "", rest
-    elif not _HOST.fullmatch(registry):
-        raise InvalidArgument(f'image "{text}": "{registry}" is not the name of a registry')
-    path, colon, tag = path.partition(":")
-    if colon and not _TAG.fullmatch(tag):
-        raise InvalidArgument(f'image "{text}": "{tag}" is not a tag; use up to 128 letters, digits, ".", "_" and "-"')
-    if path != path.lower():
-        raise InvalidArgument(f'image "{text}": names of images are lower case')
-    if len(path) > MAX_NAME_LENGTH or not all(_COMPONENT.fullmatch(part) for part in path.split("/")):
-        raise InvalidArgument(
-            f'image "{text}" is not a reference; use a form as name, name:tag or registry:5000/team/name:tag'
-        )
+    written = parse_image_reference(text)
+    registry, path = written.domain, written.path
+    if written.digest:
+        parse_digest(written.digest)
     if not registry:
         registry = default_registry or PUBLIC_REGISTRY
     if registry in (PUBLIC_REGISTRY, "index.docker.io"):
         registry = PUBLIC_REGISTRY
         path = path if "/" in path else f"library/{path}"
-    return Reference(registry, path, tag or ("" if digest else DEFAULT_TAG), digest)
+    return Reference(registry, path, written.tag or ("" if written.digest else DEFAULT_TAG), written.digest)
 
 
 def image_id(text: str) -> str:

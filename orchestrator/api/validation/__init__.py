@@ -4,10 +4,11 @@ Each check raises InvalidArgument with one sentence: the field (as its path in t
 would be right. Checks against the cluster's state (names taken, ports published, networks there) are in `api`.
 """
 
+from swarm.references import ImageReference, parse_image_reference
+
 from orchestrator.api.validation.clusters import check_cluster_spec
 from orchestrator.api.validation.networks import check_network_spec
 from orchestrator.api.validation.nodes import check_node_spec
-from orchestrator.api.validation.references import ImageReference, parse_image_reference
 from orchestrator.api.validation.services import check_service_spec
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from swarm.references import parse_image_reference
 from swarm.v1 import types_pb2
 
 from orchestrator.api.validation.fields import (
@@ -13,7 +14,6 @@ from orchestrator.api.validation.fields import (
     refuse,
 )
 from orchestrator.api.validation.networks import LONGEST_PREFIX, parse_subnet
-from orchestrator.api.validation.references import parse_image_reference
 
 MAX_POOLS = 64
 SMALLEST_HEARTBEAT, LARGEST_HEARTBEAT = 0.1, 60.0  # seconds

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 
 from swarm.errors import InvalidArgument
+from swarm.references import parse_image_reference
 from swarm.v1 import types_pb2
 
 from orchestrator.api.validation.fields import (
@@ -18,7 +19,6 @@ from orchestrator.api.validation.fields import (
     first_duplicate,
     refuse,
 )
-from orchestrator.api.validation.references import parse_image_reference
 
 MAX_ENTRIES = 1024  # of env, arguments, mounts, hosts
 MAX_TEXT = 128 << 10  # of one argument or variable: Linux's own bound
