@@ -207,13 +207,19 @@ class OciRuntime:
         log.warning("container %s: %s; killing what is left of it", container_id, MONITOR_LOST)
         await self._kill(container_id)
         self._record_exit(container_id, KILLED)
-        return self._ended(container_id) or ContainerState(container_id, ContainerPhase.EXITED, exit_code=KILLED)
+        return self._ended(container_id) or ContainerState(
+            container_id, ContainerPhase.EXITED, exit_code=KILLED, reason=MONITOR_LOST
+        )
 
     def _record_exit(self, container_id: str, code: int) -> None:
         files = self._files(container_id)
-        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+        try:
             (files.bundle / "lost").write_text(MONITOR_LOST)
             files.exit_code(container_id).write_text(str(code))
+        except FileNotFoundError:
+            log.debug("container %s was deleted meanwhile", container_id)
+        except OSError as error:  # a full disk: what is not recorded is found out again, and ends the same
+            log.warning("container %s: its end cannot be recorded: %s", container_id, error)
 
     def _state_of(self, container_id: str) -> ContainerState | None:
         files = self._files(container_id)

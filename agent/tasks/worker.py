@@ -8,6 +8,7 @@ worker – the agent process ends – leaves the container as it is.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import shutil
@@ -292,6 +293,8 @@ class TaskWorker:
         except Exception as error:
             log.exception("task %s: a step failed unexpectedly", self.task_id)
             sentence = f"the node daemon failed unexpectedly ({type(error).__name__}: {error}); its log says more"
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                sentence = "the disk of this node is full; free some space, `swarmctl image rm` helps"
             match self.machine.phase:
                 case events.Phase.PREPARING:
                     self.tell(events.PrepareFailed(sentence))

@@ -59,4 +59,9 @@ def authorize(method: str, peer: Peer) -> None:
         return
     if peer.role is Role.ANONYMOUS:
         raise Unauthenticated(f"{method} needs a certificate of the cluster")
+    if peer.role is Role.VIEWER and Role.ADMIN in allowed:
+        raise PermissionDenied(
+            f"{peer.name!r} is a viewer, who may look at the swarm and not change it "
+            f"({method.rpartition('/')[2]}); an administrator's certificate comes from `swarmctl cert issue --role admin`"
+        )
     raise PermissionDenied(f"the role {peer.role.value} of {peer.name!r} may not call {method}")

@@ -22,7 +22,7 @@ from swarm.channels import open_enrolment_channel
 from swarm.errors import InvalidArgument, OutcomeUnknown, SwarmError, Unauthenticated, Unavailable, from_rpc
 from swarm.identity import TlsFiles
 from swarm.keys import check_issued, der_of, new_key_and_request, pem_of
-from swarm.names import ENROLMENT_PORT, MANAGER_TLS_NAME
+from swarm.names import CLUSTER_PORT, ENROLMENT_PORT, MANAGER_TLS_NAME
 from swarm.retry import Backoff, retry
 from swarm.tokens import JoinToken, ca_digest, parse_token
 from swarm.v1 import enrolment_pb2, types_pb2
@@ -116,13 +116,18 @@ async def _call(target: str, ca_pem: bytes, request: enrolment_pb2.JoinRequest) 
                 await channel.channel_ready()
         except TimeoutError as error:
             raise Unavailable(
-                f"manager {target}: no trusted connection within {CONNECT_TIMEOUT:g} s; "
-                "is its certificate expired, or this host's clock wrong?"
+                f"manager {target}: no trusted connection within {CONNECT_TIMEOUT:g} s; {_likely_reason(target)}"
             ) from error
         try:
             return await EnrolmentStub(channel).Join(request, timeout=CALL_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             raise _unless_sent(from_rpc(error, f"manager {target}")) from error
+
+
+def _likely_reason(target: str) -> str:
+    if split_address(target)[1] == CLUSTER_PORT:
+        return f"hosts join at port {ENROLMENT_PORT}, {CLUSTER_PORT} is for members"
+    return "is its certificate expired, or this host's clock wrong?"
 
 
 def _unless_sent(error: SwarmError) -> SwarmError:

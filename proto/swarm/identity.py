@@ -131,7 +131,9 @@ class TlsFiles:
                 *((place / name).read_bytes() for name in (self.key.name, self.certificate.name, self.ca.name))
             )
         except OSError as error:
-            raise FailedPrecondition(f"the node's certificate cannot be read: {error}") from error
+            raise FailedPrecondition(
+                f"the certificate cannot be read: {error.filename or place}: {error.strerror}"
+            ) from error
 
 
 @dataclass(frozen=True)

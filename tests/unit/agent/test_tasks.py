@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -157,6 +158,18 @@ async def test_an_image_that_is_not_there_rejects_the_task_and_leaves_nothing(ag
     assert status.error == "there is no image web"
     await settle()
     assert host.data_plane.namespaces == set() and host.images.rootfs == set()
+
+
+async def test_a_full_disk_rejects_the_task_with_a_sentence(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, tasks = agents.host, await agents.start()
+
+    async def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(host.runtime, "create", fail)
+    tasks.apply(world(make_task()))
+    status = await host.sink.until("t1", types.TASK_STATE_REJECTED)
+    assert status.error == "the disk of this node is full; free some space, `swarmctl image rm` helps"
 
 
 async def test_a_task_is_stopped_while_its_image_is_pulled(agents: Agents) -> None:
