@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from swarm import footprint
 from swarm.clock import Clock
 from swarm.servers import RpcServer
 from swarm.v1 import node_pb2_grpc
@@ -111,7 +112,9 @@ class Daemon:
         return member.tasks.worker(task_id) if member is not None else None
 
     async def _reap(self) -> None:
+        """What is done now and then, for as long as the daemon runs."""
         reaper = children.OrphanReaper()
         while True:
             await asyncio.sleep(SWEEP_PERIOD)
             reaper.sweep(time.monotonic())
+            footprint.give_back()
