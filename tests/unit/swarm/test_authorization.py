@@ -64,6 +64,6 @@ def test_viewers_only_look_and_workers_only_speak_for_themselves() -> None:
 
 def test_a_viewer_is_told_what_would_help() -> None:
     with pytest.raises(
-        PermissionDenied, match="'v' is a viewer, who may look .*CreateService.*cert issue --role admin"
+        PermissionDenied, match=r"'v' is a viewer, who may look .*CreateService.*cert issue --role admin"
     ):
         authorize("/swarm.v1.Control/CreateService", Peer("v", Role.VIEWER, "c"))
