@@ -84,6 +84,8 @@ class _Link:
         self._stopping = threading.Event()
         self._outgoing: queue.SimpleQueue[pb.RaftMessage | None] = queue.SimpleQueue()
         self._call: Any = None
+        self._channel: grpc.Channel | None = None
+        self._tls: TlsMaterial | None = None
         self.up = False
         self._thread = threading.Thread(target=self._run, name=f"raft-link-{node.id[:8]}", daemon=True)
         self._thread.start()
@@ -127,11 +129,11 @@ class _Link:
             if was_up:
                 waits = _REDIAL.delays(self._transport.rng)
             self._stopping.wait(next(waits))
+        self._close_channel()
 
     def _exchange(self) -> bool:
         """One stream from its opening to its end. True where it was usable."""
-        # A channel of its own for each attempt: a renewed certificate is used from the next attempt on.
-        channel = open_blocking_channel(self.node.address, self._transport.tls(), self.node.id)
+        channel = self._channel_with(self._transport.tls())
         outgoing = self._outgoing = queue.SimpleQueue()
         reassembly = Reassembly()
         try:
@@ -146,7 +148,19 @@ class _Link:
         finally:
             outgoing.put(None)
             self._call = None
-            channel.close()
+
+    def _channel_with(self, tls: TlsMaterial) -> grpc.Channel:
+        """One channel serves all attempts, and gRPC dials again by itself; a renewed certificate needs a new one. (Channels
+        that are closed while they dial, again and again, have been seen to crash gRPC's own threads.)"""
+        if self._channel is None or tls != self._tls:
+            self._close_channel()
+            self._tls, self._channel = tls, open_blocking_channel(self.node.address, tls, self.node.id)
+        return self._channel
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def _frames(self, outgoing: queue.SimpleQueue[pb.RaftMessage | None]) -> Iterator[pb.RaftFrame]:
         """Bundles what waits. gRPC asks for the next frame when the peer has read enough of the earlier ones."""
