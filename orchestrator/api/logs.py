@@ -126,12 +126,17 @@ class LogStream:
         if self._request.HasField("until"):
             request.until.CopyFrom(self._request.until)
         delays = _BACKOFF.delays(self._rng)
+        told = -1  # how far it had been read when its loss was told last: once for each loss
         while True:
             error = await self._read_call(node, request, names)
             if error is None or isinstance(error, NotFound):  # all read, or nothing was ever logged there
                 return
             label = node_name(node)
-            await self._notice(node_id, label, f'node "{label}" is not reachable, its logs are missing here: {error}')
+            if request.since.ToNanoseconds() != told:
+                told = request.since.ToNanoseconds()
+                await self._notice(
+                    node_id, label, f'node "{label}" is not reachable, its logs are missing here: {error}'
+                )
             current = self._store.snapshot()
             if not self._request.follow or all(task_id not in current.tasks for task_id in names):
                 return
@@ -157,7 +162,7 @@ class LogStream:
                 record.node_id, record.node_name = node.id, label
                 await self._queue.put(record)
         except grpc.aio.AioRpcError as error:
-            return from_rpc(error)
+            return from_rpc(error, "its agent")
         except TimeoutError:
             return SwarmError(f"it did not answer within {ANSWER_TIMEOUT:g} s")
         finally:

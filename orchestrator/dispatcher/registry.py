@@ -112,5 +112,6 @@ def _superseded(accepted: bool, loser: Claim, same_boot: bool) -> Verdict:
         accepted,
         loser,
         dispatcher.SESSION_END_REASON_SUPERSEDED,
-        f"a newer session of node {loser.node_id} began",
+        f"a newer session of node {loser.node_id} began: another daemon runs with this node's identity "
+        "(where its state directory was copied to, let the host leave and join anew)",
     )

@@ -198,6 +198,10 @@ def connection_reason(details: str) -> str:
     verification = re.search(r"CERTIFICATE_VERIFY_FAILED: ([a-z ]+)", last)
     if verification is not None:
         return f"TLS: {verification[1].strip()}"
-    reason = re.sub(r"^(?:[A-Z_]+: )?(?:(?:ipv[46]|unix):\S+: )?(?:recvmsg:)?", "", last).partition(";")[0]
-    reason = re.sub(r"^(?:Failed to connect to remote host: )?(?:connect: )?|\s*\(\d+\)", "", reason)
+    reason = re.sub(r"^(?:[A-Z_]+: )?(?:(?:ipv[46]|unix):\S+: )?", "", last).partition(";")[0]
+    reason = re.sub(r"^Stream removed \((.*)\)$", r"\1", reason)
+    reason = re.sub(
+        r"^(?:Failed to connect to remote host: )?(?:recvmsg:|connect: |getsockopt\(SO_ERROR\): )?", "", reason
+    )
+    reason = re.sub(r"\s*\(\d+\)", "", reason)
     return reason or "no reason given"

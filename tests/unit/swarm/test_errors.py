@@ -67,6 +67,12 @@ def test_long_sentences_fit_into_a_trailer() -> None:
         ),
         (
             grpc.StatusCode.UNAVAILABLE,
+            "Stream removed (recvmsg:Connection timed out)",
+            errors.Unavailable,
+            "the connection to manager m1 broke (Connection timed out)",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
             "GOAWAY received; Error code: 2; Debug Text: Cancelling all calls {http2_error:2}",
             errors.Unavailable,
             "the connection to manager m1 broke (GOAWAY received)",
