@@ -232,7 +232,11 @@ def _tops(path: str) -> list[Path]:
 
 
 def _with_children(top: Path) -> list[Path]:
-    return [*(child for entry in top.iterdir() if entry.is_dir() for child in _with_children(entry)), top]
+    try:
+        entries = [entry for entry in top.iterdir() if entry.is_dir()]
+    except FileNotFoundError:  # a container's group, which has just been removed
+        return []
+    return [*(child for entry in entries for child in _with_children(entry)), top]
 
 
 def remove_cgroups(path: str) -> None:

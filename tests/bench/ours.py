@@ -14,7 +14,7 @@ from swarm.v1 import control_pb2, control_pb2_grpc, types_pb2
 
 from orchestrator.lab import hosts
 from orchestrator.lab import lab as labs
-from tests.bench.subject import resident
+from tests.bench.subject import resident, wait
 from tests.support.lab import TestLab
 
 IMAGE = "bench"
@@ -42,6 +42,14 @@ class Ours:
                 f"unix:{host.control_socket}", options=[("grpc.default_authority", "localhost")]
             )
             self._stubs[host.name] = control_pb2_grpc.ControlStub(channel)
+        self._warm()
+
+    def _warm(self) -> None:
+        """Two tasks on each host, so that all hosts have the image, as the other subject's have."""
+        self.create("warm", 10)
+        wait(lambda: self.running("warm") >= 10, "the image is on all hosts")
+        self.remove("warm")
+        wait(lambda: self.containers() == 0, "no container left")
 
     def down(self) -> None:
         if self._lab is not None:
