@@ -3,7 +3,7 @@
 A `Caller` knows several places to knock and keeps to the one that answered last. A place where nobody listens costs a
 failed connect and no more. A call that fails because its manager is gone or has no leader is repeated at the others, with
 growing pauses and the same request id, until a deadline; a write is thus done once however often it is sent. What a
-manager *says* (not found, invalid …) is never repeated.
+manager *says* (not found, invalid …) is never repeated; nor is anything that a node daemon says, which knows best of its host.
 
 gRPC is imported here and nowhere else in the command line.
 """
@@ -82,12 +82,15 @@ class Caller(Generic[StubT]):
         make_stub: Callable[[grpc.Channel], StubT],
         *,
         what: str = "manager",
+        final: bool = False,
         patience: float = PATIENCE,
         shell: Shell | None = None,
     ) -> None:
+        """`final`: what one place says holds, also that something cannot be reached; no other place would know better."""
         self._endpoints = list(endpoints)
         self._make_stub = make_stub
         self._what = what
+        self._final = final
         self._patience = patience
         self._shell = shell or Shell()
         self._open: dict[Endpoint, tuple[grpc.Channel, StubT]] = {}
@@ -134,7 +137,7 @@ class Caller(Generic[StubT]):
                 return
             except grpc.RpcError as error:
                 broken = from_rpc(error, self._endpoints[0].name)
-                if not isinstance(broken, (Unavailable, OutcomeUnknown)):
+                if self._final or not isinstance(broken, (Unavailable, OutcomeUnknown)):
                     raise broken from error
             finally:
                 stream.cancel()
@@ -194,6 +197,8 @@ class Caller(Generic[StubT]):
                 try:
                     answer = self._attempt(endpoint, attempt, seconds)
                 except (Unavailable, OutcomeUnknown) as error:
+                    if self._final and not isinstance(error, (_NobodyThere, _Broken)):
+                        raise
                     failures.append(error)
                     said = said if isinstance(error, (_NobodyThere, _Broken)) else error
                     if writes and isinstance(error, OutcomeUnknown):
@@ -319,7 +324,8 @@ def _knock(endpoint: Endpoint) -> None:
                     f"{path} is not open to this user; run as root or as a member of the group swarm"
                 ) from error
             except OSError as error:
-                raise _NobodyThere(f"{endpoint.name}: nobody listens at {path}") from error
+                named = "" if endpoint.name == str(path) else f"{endpoint.name}: "
+                raise _NobodyThere(f"{named}nobody listens at {path}") from error
         return
     host, _, port = endpoint.address.rpartition(":")
     try:
@@ -354,13 +360,13 @@ class Session:
         if len(daemons) > 1:
             names = ", ".join(daemon.name for daemon in daemons)
             raise FailedPrecondition(f"the lab {self._places.lab!r} has several hosts; say which with --node: {names}")
-        return self._made(Caller[LocalNodeStub](daemons, LocalNodeStub, **self._how("node daemon")))
+        return self._made(Caller[LocalNodeStub](daemons, LocalNodeStub, **self._how("node daemon", final=True)))
 
     def images(self) -> Caller[ImagesStub]:
         """The images of this host, or of the lab's first host that answers."""
         from swarm.v1.node_pb2_grpc import ImagesStub
 
-        return self._made(Caller[ImagesStub](self._daemons(), ImagesStub, **self._how("node daemon")))
+        return self._made(Caller[ImagesStub](self._daemons(), ImagesStub, **self._how("node daemon", final=True)))
 
     def states(self) -> list[LocalState]:
         """The `LocalState` of each daemon that answers."""
@@ -378,8 +384,8 @@ class Session:
         for caller in self._callers:
             caller.close()
 
-    def _how(self, what: str) -> dict[str, Any]:
-        return {"what": what, "patience": self._patience, "shell": self._shell}
+    def _how(self, what: str, final: bool = False) -> dict[str, Any]:
+        return {"what": what, "final": final, "patience": self._patience, "shell": self._shell}
 
     def _made(self, caller: Caller[Any]) -> Caller[Any]:
         self._callers.append(caller)

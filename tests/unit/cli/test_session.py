@@ -156,6 +156,24 @@ def test_a_stream_goes_on_at_another_manager(serve: Serve) -> None:
     assert next(answers).converged
 
 
+def test_what_a_node_daemon_says_is_final(serve: Serve) -> None:
+    """A registry or a manager that the daemon cannot reach it cannot reach; it has tried long enough itself."""
+    script = Script({
+        "Join": [Unavailable("manager 192.0.2.77:2377 is not reachable"), node.LocalState()],
+        "Pull": [node.ImageProgress(line="Trying to pull x"), Unavailable("the registry cannot be reached")],
+    })  # fmt: skip
+    daemon = serve(script, control=False, daemon=True)
+    session = Session(Places((), (Endpoint("this host", str(daemon.directory / "swarmd.sock")),)), shell=Time().shell())
+    try:
+        with pytest.raises(Unavailable, match="not reachable"):
+            session.local().call(lambda stub: stub.Join, node.LocalJoinRequest())
+        with pytest.raises(Unavailable, match="registry"):
+            list(session.images().stream(lambda stub: stub.Pull, node.ImageRequest))
+    finally:
+        session.close()
+    assert [name for name, _ in script.requests] == ["Join", "Pull"]
+
+
 def state(**fields: Any) -> node.LocalState:
     return node.LocalState(**fields)
 
