@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from swarm.clock import Clock
-from swarm.errors import SwarmError, Unauthenticated
+from swarm.errors import ResourceExhausted, SwarmError, Unauthenticated
 from swarm.identity import Peer, Role, TlsFiles
 from swarm.names import CLUSTER_PORT
 from swarm.renewal import Renewal
@@ -210,7 +210,13 @@ class Member:
         parts = self.mirror.receive(message)
         if parts is None or self._leaving:
             return
-        await asyncio.to_thread(self._mirror_file.append, parts, self.mirror)
+        was_behind = self._mirror_file.behind
+        try:
+            await asyncio.to_thread(self._mirror_file.append, parts, self.mirror)
+        except ResourceExhausted as error:
+            raise_if_cancelled()
+            if not was_behind:
+                log.error("%s; going on without", error)
         self._heard = True
         self._spread()
         self._networks_applied(self.networks.applied_index)

@@ -1,8 +1,9 @@
 """The mirror on disk: STATE/assignments, a complete set followed by the changes since, each with length and checksum.
 
-Written before a change takes effect, so that a restarted agent goes on where it was, and refuses what it would have refused
+Written before a change takes effect (where the disk allows), so that a restarted agent goes on where it was, and refuses what it would have refused
 before. The file is rewritten as one complete set when the changes have outgrown it. A torn last entry (the host lost power
-while it was written) is cut off; a manager sends its content again.
+while it was written) is cut off; a manager sends its content again. Where the disk is full the agent goes on with what it has
+in memory: tasks that need the disk fail with that reason and run elsewhere, where without assignments they would wait here.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class MirrorFile:
         self._path = path
         self._complete_bytes = 0
         self._changed_bytes = 0
+        self.behind = False  # something could not be written: the next that can is a complete set
 
     def load(self) -> Mirror | None:
         """The mirror as it was written; None where there is no file, or none that can be believed."""
@@ -63,15 +65,21 @@ class MirrorFile:
         return mirror
 
     def append(self, parts: Iterable[dispatcher.Assignments], mirror: Mirror) -> None:
-        """Writes a set that `mirror` already contains. Raises ResourceExhausted where the disk refuses."""
+        """Writes a set that `mirror` already contains. Raises ResourceExhausted where the disk refuses; the file then stays
+        behind until one of the next calls succeeds."""
         messages = list(parts)
         data = b"".join(_entry(message) for message in messages)
         limit = max(COMPACT_ABOVE, 2 * self._complete_bytes)
         try:
-            if messages[0].complete or not self._path.exists() or self._changed_bytes + len(data) > limit:
+            if (
+                self.behind
+                or messages[0].complete
+                or not self._path.exists()
+                or self._changed_bytes + len(data) > limit
+            ):
                 whole = _MAGIC + _entry(mirror.complete_set())
                 write_atomically(self._path, whole)
-                self._complete_bytes, self._changed_bytes = len(whole), 0
+                self._complete_bytes, self._changed_bytes, self.behind = len(whole), 0, False
                 return
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
             try:
@@ -80,6 +88,7 @@ class MirrorFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
+            self.behind = True
             raise ResourceExhausted(f"the assignments cannot be written to {self._path}: {error}") from error
         self._changed_bytes += len(data)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from swarm.errors import FailedPrecondition, Unavailable
+from swarm.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
@@ -177,6 +179,32 @@ def test_the_file_is_rewritten_when_changes_have_outgrown_it(tmp_path: Path, mon
     assert path.stat().st_size < 4000
     loaded = MirrorFile(path).load()
     assert loaded is not None and loaded.index >= 190
+
+
+def test_after_a_full_disk_the_file_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, mirror = tmp_path / "assignments", Mirror()
+    file = MirrorFile(path)
+
+    def assign(index: int) -> None:
+        parts = mirror.receive(assignments(index, make_task(f"t{index}"), complete=index == 1))
+        assert parts is not None
+        file.append(parts, mirror)
+
+    def refuse(descriptor: int, data: bytes) -> int:
+        write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assign(1)
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", refuse)
+        with pytest.raises(ResourceExhausted):
+            assign(2)
+    assert file.behind
+    assign(3)
+    assert not file.behind
+    loaded = MirrorFile(path).load()
+    assert loaded is not None and set(loaded.tasks) == {"t1", "t2", "t3"}
 
 
 # --------------------------------------------------------------------------------------------------------- networks
