@@ -1,9 +1,10 @@
 """The mirror on disk: STATE/assignments, a complete set followed by the changes since, each with length and checksum.
 
-Written before a change takes effect (where the disk allows), so that a restarted agent goes on where it was, and refuses what it would have refused
-before. The file is rewritten as one complete set when the changes have outgrown it. A torn last entry (the host lost power
-while it was written) is cut off; a manager sends its content again. Where the disk is full the agent goes on with what it has
-in memory: tasks that need the disk fail with that reason and run elsewhere, where without assignments they would wait here.
+Written before a change takes effect (where the disk allows), so that a restarted agent goes on where it was, and refuses what
+it would have refused before. The file is rewritten as one complete set when the changes have outgrown it. A torn last entry
+(the host lost power while it was written) is cut off; a manager sends its content again. Where the disk is full the agent goes
+on with what it has in memory: tasks that need the disk fail with that reason and run elsewhere, where without assignments they
+would wait here.
 """
 
 from __future__ import annotations
