@@ -159,8 +159,9 @@ class Buildah:
                 if stream is process.stderr:
                     complaints.append(line)
                     del complaints[:-_COMPLAINT_LINES]
-                if show:
-                    await queue.put(line)
+                shown = progress_of(line) if stream is process.stderr else line
+                if show and shown:
+                    await queue.put(shown)
             await queue.put(None)
 
         assert process.stdout is not None and process.stderr is not None
@@ -192,6 +193,20 @@ class Buildah:
             shutil.rmtree(temporary, ignore_errors=True)
         if code != 0:
             raise explain(subject, "\n".join(complaints))
+
+
+def progress_of(line: str) -> str:
+    """What a line on stderr tells about progress: without the log's frame, and nothing where it is the final complaint,
+    which becomes our own error."""
+    if line.startswith("Error: "):
+        return ""
+    framed = re.fullmatch(r'time="[^"]*" level=\w+ msg=(".*")', line)
+    if framed is None:
+        return line
+    try:
+        return str(json.loads(framed[1]))
+    except ValueError:
+        return line
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

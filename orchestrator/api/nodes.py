@@ -48,7 +48,8 @@ def remove_node(
             check_quorum_without(node, status, snapshot, doing="removing")
     elif node.status.state != types_pb2.NODE_STATE_DOWN and not force:
         raise FailedPrecondition(
-            f'node "{name}" is not down; let it leave with `swarmctl swarm leave` on that host, or use --force'
+            f'node "{name}" is not down; let it leave with `swarmctl swarm leave` on that host (it counts as down a few '
+            "seconds later), or use --force"
         )
     cluster = copy_of(require_cluster(snapshot))
     revoke(cluster, node.id, now)

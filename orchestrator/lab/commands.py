@@ -31,8 +31,14 @@ def _chosen_name(context: typer.Context, name: str) -> str:
     return chosen if chosen and (source is None or source.name != "COMMANDLINE") else name
 
 
+def _host_names(context: typer.Context) -> list[str]:
+    """For the shell's completion."""
+    layout = load(str(context.params.get("name") or DEFAULT_LAB))
+    return [host.name for host in layout.hosts] if layout is not None else []
+
+
 Name = Annotated[str, typer.Option("--name", envvar="SWARM_LAB", callback=_chosen_name, help="Name of the lab")]
-Host = Annotated[str, typer.Argument(metavar="NODE", help="A host of the lab: m1, w1 …")]
+Host = Annotated[str, typer.Argument(metavar="NODE", help="A host of the lab: m1, w1 …", autocompletion=_host_names)]
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -25,6 +25,7 @@ from orchestrator.cli.session import Session
 
 TRANSFER_TIMEOUT = 3600.0  # seconds for moving or building an image, as large as it may be
 CHUNK = 1 << 20
+NO_NAME = "<none>"
 COLUMNS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE…", help="NAME[:TAG]")]
@@ -108,9 +109,12 @@ def ls(context: typer.Context, *, options: ListOptions) -> None:
 
 
 def image_rows(image: node.ImageInfo, whole: bool) -> Iterator[list[str | Cell]]:
-    """A line for each name of an image, one with <none> where it has no name."""
-    for name in image.names or [""]:
-        repository, tag = split_name(name)
+    """A line for each name of an image, one with <none> where it has no name, or only that of its digest."""
+    names = [split_name(name) for name in image.names or [""]]
+    tagged = {repository for repository, tag in names if tag != NO_NAME}
+    for repository, tag in dict.fromkeys(names):
+        if tag == NO_NAME and repository in tagged:
+            continue
         created = words.ago(output.since(image.created_at)) if image.HasField("created_at") else ""
         yield [Cell(repository, "bold"), tag, words.short_id(image.id, whole), created, words.size(image.size_bytes)]
 
@@ -121,7 +125,7 @@ def split_name(name: str) -> tuple[str, str]:
     repository, colon, tag = bare.rpartition(":")
     if not colon or "/" in tag:
         repository, tag = bare, ""
-    return repository or "<none>", tag or "<none>"
+    return repository or NO_NAME, tag or NO_NAME
 
 
 def rm(
@@ -179,8 +183,10 @@ def load(
     caller = session(context).images()
     with opened(archive) as stream:
         requests = (node.ImageChunk(data=chunk) for chunk in chunks(stream))
-        last = show(caller.send_stream(lambda stub: stub.Load, requests, timeout=TRANSFER_TIMEOUT), quiet)
-    output.line(f"Loaded image: {last.reference or last.image_id}")
+        for answer in caller.send_stream(lambda stub: stub.Load, requests, timeout=TRANSFER_TIMEOUT):
+            name = answer.reference or answer.image_id
+            if name:
+                output.line(name if quiet else f"Loaded image: {name}")
 
 
 def save(

@@ -110,16 +110,20 @@ def test_ignore_patterns(patterns: list[str], path: str, ignored: bool) -> None:
 
 def test_images_are_listed_by_name(script: Script, swarmctl: Run) -> None:
     image = node.ImageInfo(
-        id="sha256:0123456789abcdef", names=["r:5000/web:1", "localhost/x:latest"], size_bytes=1_500_000
+        id="sha256:0123456789abcdef",
+        names=["r:5000/web@sha256:aa", "r:5000/web:1", "localhost/x:latest"],  # a push leaves the digest as a name, too
+        size_bytes=1_500_000,
     )
-    script.answers["List"] = node.ListImagesResponse(images=[image, node.ImageInfo(id="sha256:ffff")])
+    untagged = node.ImageInfo(id="sha256:eeee", names=["r:5000/old@sha256:bb", "r:5000/old@sha256:cc"])
+    script.answers["List"] = node.ListImagesResponse(images=[image, node.ImageInfo(id="sha256:ffff"), untagged])
     assert swarmctl("image", "ls").lines == [
         "REPOSITORY    TAG      IMAGE ID       CREATED   SIZE",
         "<none>        <none>   ffff                     0B",
         "localhost/x   latest   0123456789ab             1.5MB",
+        "r:5000/old    <none>   eeee                     0B",
         "r:5000/web    1        0123456789ab             1.5MB",
     ]
-    assert swarmctl("image", "ls", "-q").lines == ["0123456789ab", "ffff"]
+    assert swarmctl("image", "ls", "-q").lines == ["0123456789ab", "ffff", "eeee"]
 
 
 def test_pull_push_rm(script: Script, swarmctl: Run) -> None:
@@ -142,7 +146,9 @@ def test_import_load_save(script: Script, swarmctl: Run, tmp_path: Path) -> None
     (parts,) = script.asked("Import")
     assert (parts[0].options.reference, list(parts[0].options.changes)) == ("base", ['CMD ["sh"]'])
     assert sum(len(part.archive) for part in parts[1:]) == 3 << 20
-    assert swarmctl("image", "load", "-i", str(archive)).out == "Loaded image: r:5000/web:latest\n"
+    script.answers["Load"] = [node.ImageProgress(line=f"loaded {name}", reference=name) for name in ("a:1", "b:2")]
+    loaded = swarmctl("image", "load", "-i", str(archive))
+    assert (loaded.lines, loaded.err) == (["Loaded image: a:1", "Loaded image: b:2"], "")
     target = tmp_path / "saved.tar"
     assert swarmctl("image", "save", "-o", str(target), "web").code == 0
     assert target.read_bytes() == b"onetwo"
