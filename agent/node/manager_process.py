@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,7 @@ class ManagerProcess:
         self._program = tuple(program)
         self._process: RunningProcess | None = None
         self._stopping = False
+        self._files = asyncio.Lock()  # held while it starts, and by whoever works on its files meanwhile
         self.ready = asyncio.Event()
         self.restarts = 0
         self.problem = ""
@@ -128,7 +129,8 @@ class ManagerProcess:
         while not self._stopping:
             began = time.monotonic()
             try:
-                self._process = self._adopt() or await self._start()
+                async with self._files:
+                    self._process = self._adopt() or await self._start()
                 self.problem = ""
                 self.ready.set()
                 how = await self._process.ended()
@@ -139,6 +141,8 @@ class ManagerProcess:
             self.ready.clear()
             if self._stopping:
                 return
+            if self._files.locked():  # it was stopped for that, and did not fail
+                continue
             self.restarts += 1
             if time.monotonic() - began > STEADY_AFTER:
                 delays = BACKOFF.delays(self._rng)
@@ -149,6 +153,17 @@ class ManagerProcess:
     async def stop(self) -> None:
         """Ends the process and `run`."""
         self._stopping = True
+        await self._terminate()
+
+    @contextlib.asynccontextmanager
+    async def stopped(self) -> AsyncIterator[None]:
+        """The process does not run inside the block, and runs again after it."""
+        async with self._files:
+            self.ready.clear()
+            await self._terminate()
+            yield
+
+    async def _terminate(self) -> None:
         process = self._process or self._adopt()
         if process is None:
             return

@@ -59,7 +59,7 @@ class Membership:
 
     def __init__(self, parts: NodeParts, add_services: Callable[[RpcServer], None]) -> None:
         self._parts = parts
-        self._options = parts.options
+        self.options = self._options = parts.options
         self._add_services = add_services
         self._file = NodeFile(parts.options.state)
         self._changing = asyncio.Lock()
@@ -111,7 +111,7 @@ class Membership:
                 return
             problem = self.problem
             await self._end_member(member)
-            await self._wipe()
+            await self.wipe()
             self.problem = problem
 
     # ------------------------------------------------------------------------------------------------------- views
@@ -146,7 +146,8 @@ class Membership:
     # --------------------------------------------------------------------------------------------------- becoming one
 
     @contextlib.asynccontextmanager
-    async def _change(self, what: str):  # type: ignore[no-untyped-def]
+    async def change(self, what: str):  # type: ignore[no-untyped-def]
+        """One change at a time. Raises FailedPrecondition where another one is under way."""
         if self._changing.locked():
             raise FailedPrecondition("this node is just joining or leaving a swarm; wait for that to end")
         async with self._changing:
@@ -156,7 +157,7 @@ class Membership:
             finally:
                 self._pending = ""
 
-    def _refuse_members(self) -> None:
+    def refuse_members(self) -> None:
         if self.member is not None:
             raise FailedPrecondition(
                 "this node is already part of a swarm; leave that one first (`swarmctl swarm leave`)"
@@ -164,14 +165,12 @@ class Membership:
 
     async def init(self, request: node.InitRequest) -> node.InitResponse:
         """Makes a new swarm with this node as its first manager. On failure nothing stays behind."""
-        if request.force_new_cluster:
-            raise InvalidArgument("a swarm cannot be made anew from this node's copy of its state by this version")
-        self._refuse_members()
-        address, port = _advertised(request.advertise_address)
+        self.refuse_members()
+        address, port = advertised_address(request.advertise_address)
         if port not in (None, ENROLMENT_PORT):
             raise InvalidArgument(f"managers are joined at port {ENROLMENT_PORT}; leave the port out of the address")
-        async with self._change("making a swarm"):
-            self._refuse_members()
+        async with self.change("making a swarm"):
+            self.refuse_members()
             try:
                 async with asyncio.timeout(INIT_TIMEOUT + READY_TIMEOUT):
                     record = await self._found(request, address)
@@ -196,7 +195,7 @@ class Membership:
     async def _found(self, request: node.InitRequest, address: str) -> NodeRecord:
         """Lets the manager make authority, certificate and first transaction."""
         options = self._options
-        await self._wipe()
+        await self.wipe()
         with tempfile.NamedTemporaryFile(prefix="swarm-spec-") as spec:
             spec.write(request.spec.SerializeToString())
             spec.flush()
@@ -232,7 +231,7 @@ class Membership:
         from swarm.channels import open_local
         from swarm.v1.control_pb2_grpc import ControlStub
 
-        manager = await self._manager_ready(member)
+        manager = await self.manager_ready(member)
         async with open_local(manager.control_socket) as channel:
             stub = ControlStub(channel)
             while True:
@@ -244,7 +243,8 @@ class Membership:
                         raise failure from error
                     await asyncio.sleep(0.05)  # bounded by the caller's deadline
 
-    async def _manager_ready(self, member: Member) -> ManagerProcess:
+    async def manager_ready(self, member: Member) -> ManagerProcess:
+        """Once the manager process of this node serves. Raises FailedPrecondition where it ended."""
         while member.manager is None or not member.manager.ready.is_set():
             if self._running is not None and self._running.done():
                 raise InternalError(self.problem or "the node stopped")
@@ -255,14 +255,14 @@ class Membership:
 
     async def join(self, request: node.LocalJoinRequest) -> node.LocalState:
         """Makes this node a member of an existing swarm."""
-        self._refuse_members()
+        self.refuse_members()
         parse_token(request.token)
         if not request.addresses:
             raise InvalidArgument("joining needs the address of at least one manager, as HOST or HOST:PORT")
-        address, _ = _advertised(request.advertise_address)
-        async with self._change("joining a swarm"):
-            self._refuse_members()
-            await self._wipe()
+        address, _ = advertised_address(request.advertise_address)
+        async with self.change("joining a swarm"):
+            self.refuse_members()
+            await self.wipe()
             try:
                 joined = await join(
                     request.token,
@@ -289,7 +289,7 @@ class Membership:
             try:
                 async with asyncio.timeout(READY_TIMEOUT):
                     if joined.role == types.NODE_ROLE_MANAGER:
-                        await self._manager_ready(member)
+                        await self.manager_ready(member)
                     await self._until_ready(member)
             except TimeoutError as error:
                 words = self.local_state().message
@@ -298,6 +298,21 @@ class Membership:
                     "it goes on trying"
                 ) from error
         return self.local_state()
+
+    async def begin_anew(self, record: NodeRecord) -> None:
+        """Takes a membership up whose identity and state were just put on the disk; undone where it does not come up."""
+        try:
+            async with asyncio.timeout(INIT_TIMEOUT + READY_TIMEOUT):
+                member = self._begin(record)
+                await self.manager_ready(member)
+                await self._until_ready(member)
+        except TimeoutError as error:
+            words = self.local_state().message
+            await self._undo()
+            raise DeadlineExceeded(f"the restored manager does not serve in time: {words}") from error
+        except BaseException:
+            await self._undo()
+            raise
 
     async def _until_ready(self, member: Member) -> None:
         ready = asyncio.create_task(member.ready.wait())
@@ -317,7 +332,7 @@ class Membership:
         member = self.member
         if member is None:
             raise FailedPrecondition("this node is not part of a swarm")
-        async with self._change("leaving the swarm"):
+        async with self.change("leaving the swarm"):
             if member.role is Role.MANAGER:
                 await leave_managers(member, force=force)
             try:
@@ -327,7 +342,7 @@ class Membership:
                     raise
                 log.warning("leaving although not all tasks have ended")
             await self._end_member(member)
-            await self._wipe()
+            await self.wipe()
         return self.local_state()
 
     async def _end_member(self, member: Member) -> None:
@@ -344,9 +359,9 @@ class Membership:
         member = self.member
         if member is not None:
             await self._end_member(member)
-        await self._wipe()
+        await self.wipe()
 
-    async def _wipe(self) -> None:
+    async def wipe(self) -> None:
         """Removes what a membership leaves on this host."""
         parts = self._parts
         for forget in (self._forget_networks, self._forget_rootfs):
@@ -372,7 +387,7 @@ class Membership:
             await self._parts.images.unmount(task_id)
 
 
-def _advertised(text: str) -> tuple[str, int | None]:
+def advertised_address(text: str) -> tuple[str, int | None]:
     host, port = description.split_advertised(text)
     address = description.advertised(host)
     description.check_own(address)

@@ -1,4 +1,4 @@
-"""The service `LocalNode` on the daemon's socket: the state of this node, and init, join and leave."""
+"""The service `LocalNode` on the daemon's socket: the state of this node, and init, join, leave, recover, restore."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from swarm.v1 import node_pb2 as node
 from swarm.v1.node_pb2_grpc import LocalNodeServicer
 
 from agent.node.membership import Membership
+from agent.node.recovery import Recovery
 
 # `swarmctl` may be gone before a join has ended; what was begun is carried through or undone, never left half-way.
 
@@ -15,6 +16,7 @@ from agent.node.membership import Membership
 class LocalNodeService(LocalNodeServicer):
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
+        self._recovery = Recovery(membership)
 
     async def GetState(self, request: node.GetStateRequest, context: Any) -> node.LocalState:
         return self._membership.local_state()
@@ -27,3 +29,9 @@ class LocalNodeService(LocalNodeServicer):
 
     async def Leave(self, request: node.LeaveRequest, context: Any) -> node.LocalState:
         return await self._membership.leave(request.force)
+
+    async def Recover(self, request: node.RecoverRequest, context: Any) -> node.RecoverResponse:
+        return await self._recovery.recover(dry_run=request.dry_run)
+
+    async def Restore(self, request: node.RestoreRequest, context: Any) -> node.RestoreResponse:
+        return await self._recovery.restore(request)

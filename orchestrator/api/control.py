@@ -69,6 +69,7 @@ class ControlService(ControlServicer):
         rng: random.Random,
         node_id: str,
         version: str,
+        save_snapshot: Callable[[], AsyncIterator[bytes]],
     ) -> None:
         self._store = store
         self._transactions = transactions
@@ -81,6 +82,7 @@ class ControlService(ControlServicer):
         self._rng = rng
         self._node_id = node_id
         self._version = version
+        self._save_snapshot = save_snapshot
         self._writing = asyncio.Lock()
 
     def register(self, server: RpcServer) -> None:
@@ -182,6 +184,13 @@ class ControlService(ControlServicer):
         return control_pb2.IssueCertificateResponse(certificate_pem=chain, ca_pem=ca.certificate_pem)
 
     # -------------------------------------------------------------------------------------------------------------- nodes
+
+    async def SaveSnapshot(
+        self, request: control_pb2.SaveSnapshotRequest, context: Context
+    ) -> AsyncIterator[control_pb2.SnapshotChunk]:
+        await self._read()
+        async for data in self._save_snapshot():
+            yield control_pb2.SnapshotChunk(data=data)
 
     async def ListNodes(self, request: control_pb2.ListRequest, context: Context) -> control_pb2.ListNodesResponse:
         return lists.list_nodes(await self._read(), self._consensus.status(), request)

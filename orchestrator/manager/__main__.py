@@ -1,7 +1,7 @@
-"""`python -m orchestrator.manager init | run`: see `options`.
+"""`python -m orchestrator.manager init | run | recover | restore | inspect`: see `options`.
 
-`init` prints one line of JSON, {"node_id", "cluster_id"}. A failure is one sentence on stderr and an exit code: those of
-`swarm.errors`, and 11 where what this manager has on disk is damaged.
+All but `run` print one line of JSON; that of `init` is {"node_id", "cluster_id"}. A failure is one sentence on
+stderr and an exit code: those of `swarm.errors`, and 11 where what this manager has on disk is damaged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from swarm.clock import SystemClock
 from swarm.errors import SwarmError
 from swarm.ids import id_source
 
-from orchestrator.manager.options import InitOptions, RunOptions, parse
+from orchestrator.manager.options import InitOptions, OfflineOptions, RunOptions, parse
 
 EXIT_DAMAGED = 11
 
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if isinstance(options, InitOptions):
             _init(options)
+        elif isinstance(options, OfflineOptions):
+            _offline(options)
         else:
             _run(options)
     except SwarmError as error:
@@ -47,6 +49,19 @@ def _init(options: InitOptions) -> None:
 
     made = initialise(options, clock=SystemClock(), ids=id_source())
     sys.stdout.write(json.dumps(made) + "\n")
+
+
+def _offline(options: OfflineOptions) -> None:
+    from orchestrator.manager import offline
+
+    if options.command == "recover":
+        found = offline.recover(options, id_source())
+    elif options.command == "restore":
+        found = offline.restore(options, SystemClock(), id_source())
+    else:
+        assert options.file is not None
+        found = offline.inspect(options.file)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def _run(options: RunOptions) -> None:

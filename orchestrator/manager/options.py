@@ -44,6 +44,16 @@ class Places:
         return self.manager / "raft"
 
     @property
+    def data_key(self) -> Path:
+        """What the log and its snapshots on this host's disk are sealed with; beside the node's key, mode 0600."""
+        return self.state / "certificates" / "raft.key"
+
+    @property
+    def recovery(self) -> Path:
+        """What a recovered or restored manager has to commit first, until it has."""
+        return self.manager / "recovery"
+
+    @property
     def control_socket(self) -> Path:
         return self.run / CONTROL_SOCKET
 
@@ -81,17 +91,44 @@ class RunOptions:
     agent_socket: Path
 
 
-def parse(arguments: Sequence[str] | None = None) -> InitOptions | RunOptions:
-    """The options of `init` or `run`; ends the process with usage and exit code 2 where they make no sense."""
+@dataclass(frozen=True)
+class OfflineOptions:
+    """What is done while no manager runs."""
+
+    command: str  # recover, restore or inspect
+    places: Places
+    advertise: str
+    hostname: str
+    cluster_port: int
+    dry_run: bool
+    file: Path | None
+
+
+def parse(arguments: Sequence[str] | None = None) -> InitOptions | RunOptions | OfflineOptions:
+    """The options of the command; ends the process with usage and exit code 2 where they make no sense."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.manager", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_init(commands.add_parser("init", help="make a new cluster's authority and this node's identity"))
     _add_run(commands.add_parser("run", help="run the manager of this node"))
+    _add_offline(commands)
     options = parser.parse_args(arguments)
+    if options.command == "inspect":
+        nowhere = Places(STATE_DIRECTORY, RUN_DIRECTORY)
+        return OfflineOptions("inspect", nowhere, "", "", CLUSTER_PORT, True, options.file)
     places = Places(options.state_dir.absolute(), options.run_dir.absolute())
     if options.command == "init":
         return InitOptions(
             places, options.advertise, options.hostname, options.cluster_port, options.spec, options.availability
+        )
+    if options.command in ("recover", "restore"):
+        return OfflineOptions(
+            options.command,
+            places,
+            options.advertise,
+            options.hostname,
+            options.cluster_port,
+            getattr(options, "dry_run", False),
+            getattr(options, "file", None),
         )
     return RunOptions(
         places=places,
@@ -122,6 +159,18 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostname", required=True)
     parser.add_argument("--spec", type=Path, help="the cluster's spec: a serialized ClusterSpec")
     parser.add_argument("--availability", choices=("active", "pause", "drain"), default="active")
+
+
+def _add_offline(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    recover = commands.add_parser("recover", help="make this manager the only one, after the others were lost for good")
+    restore = commands.add_parser("restore", help="found a cluster of one manager with the state of a snapshot")
+    inspect = commands.add_parser("inspect", help="say what a snapshot holds")
+    recover.add_argument("--dry-run", action="store_true", help="only say what that would mean")
+    for parser in (restore, inspect):
+        parser.add_argument("file", type=Path, metavar="FILE")
+    for parser in (recover, restore):
+        _add_common(parser)
+        parser.add_argument("--hostname", required=True)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

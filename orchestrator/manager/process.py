@@ -37,10 +37,13 @@ from orchestrator.dispatcher.service import DispatcherService
 from orchestrator.identity.enrolment import CertificatesService, EnrolmentService
 from orchestrator.identity.membership import join_host_port
 from orchestrator.identity.revocation import is_demoted, is_revoked
+from orchestrator.manager.backups import Backups
 from orchestrator.manager.bootstrap import commit_bootstrap, is_founder
 from orchestrator.manager.certificates import CertificateSource
+from orchestrator.manager.data_key import data_key
 from orchestrator.manager.images import AgentImages
 from orchestrator.manager.leadership import LeaderWork
+from orchestrator.manager.offline import commit_cut
 from orchestrator.manager.options import RunOptions
 from orchestrator.manager.roles import RoleKeeper
 from orchestrator.raft import RaftConfig, RaftNode
@@ -89,7 +92,7 @@ class Manager:
         )
         self._leader_work = LeaderWork(
             self.consensus.leadership,
-            lambda: commit_bootstrap(places, self.store, self._transactions),
+            self._prepare_to_lead,
             [self._control_loop, RoleKeeper(self.store, self._transactions, self.consensus, self._node_id).run],
             monotonic=self._clock.monotonic,
             rng=self._rng,
@@ -110,6 +113,7 @@ class Manager:
             member=self._member,
             tls=self._tls,
             initial_members=(self._member,) if is_founder(places) else (),
+            data_key=data_key(places),
         )
         node = RaftNode(config, self.store)
         node.on_failure(self._fail)
@@ -136,6 +140,7 @@ class Manager:
             rng=self._rng,
             node_id=self._node_id,
             version=VERSION,
+            save_snapshot=Backups(self.consensus, self._options.places.manager).chunks,
         )
         joining = EnrolmentService(self.store, self._transactions, clock=self._clock, ids=id_source())
         renewing = CertificatesService(self.store, self._transactions, clock=self._clock)
@@ -147,6 +152,13 @@ class Manager:
         self._dispatcher.register(cluster)
         self.consensus.register(cluster)
         return cluster, enrolment, local
+
+    async def _prepare_to_lead(self) -> None:
+        """What a new cluster, or one whose history was cut, must hold before anything else."""
+        places = self._options.places
+        await commit_bootstrap(places, self.store, self._transactions)
+        members = self.consensus.members()
+        await commit_cut(places, self.store, self._transactions, members, self._clock.wall())
 
     async def _control_loop(self) -> None:
         loop = ControlLoop(self.store, self._transactions, clock=self._clock, new_id=id_source())

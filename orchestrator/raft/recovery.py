@@ -116,6 +116,12 @@ def inspect(path: Path) -> SnapshotSummary:
     return SnapshotSummary(snapshot.index, snapshot.term, _members(snapshot.configuration), size)
 
 
+def state_of(path: Path) -> Iterator[bytes]:
+    """The state in a snapshot file, in chunks. Raises SnapshotDamaged while it is read."""
+    store = SnapshotStore(LocalDirectory(path.parent))
+    return iter(store.chunks(store.describe(path.name)))
+
+
 def restore(path: Path, state_directory: Path, member: Member, *, data_key: Path | None = None) -> SnapshotSummary:
     """Founds a one-manager cluster with the state of a snapshot file. Raises FailedPrecondition where the directory is not
     empty."""

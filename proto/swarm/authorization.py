@@ -33,7 +33,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     **{
         _CONTROL + method: _WRITE
         for method in (
-            "UpdateCluster", "GetJoinTokens", "RotateJoinToken", "IssueCertificate", "UpdateNode", "RemoveNode",
+            "UpdateCluster", "GetJoinTokens", "RotateJoinToken", "IssueCertificate", "UpdateNode", "RemoveNode", "SaveSnapshot",
             "CreateService", "UpdateService", "RemoveService", "CreateNetwork", "RemoveNetwork",
         )
     },
@@ -48,7 +48,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
         _IMAGES + method: _MANAGER_OR_LOCAL
         for method in ("Build", "Pull", "Push", "List", "Remove", "Import", "Load", "Save", "Resolve")
     },
-    **{_LOCAL_NODE + method: _LOCAL for method in ("GetState", "Init", "Join", "Leave")},
+    **{_LOCAL_NODE + method: _LOCAL for method in ("GetState", "Init", "Join", "Leave", "Recover", "Restore")},
 }  # fmt: skip
 
 

@@ -100,13 +100,18 @@ class InitFlags(ClusterFlags):
         typer.Option("--default-addr-pool-mask-length", metavar="N", help="Prefix length of subnets (default 20)"),
     ] = None
     force_new_cluster: Annotated[
-        bool, typer.Option("--force-new-cluster", help="Go on alone with this manager's state after losing the quorum")
+        bool, typer.Option("--force-new-cluster", help="The same as `swarm recover --force`, on a manager")
     ] = False
 
 
 @takes(InitFlags)
 def init(context: typer.Context, *, options: InitFlags) -> None:
     """Found a swarm on this host, which becomes its first manager."""
+    if options.force_new_cluster:
+        from orchestrator.cli.commands.recovery import recover_here
+
+        recover_here(session(context), dry_run=False)
+        return
     spec = types.ClusterSpec(address_pools=options.default_addr_pool or ())
     options.apply(spec)
     if options.default_addr_pool_mask_length is not None:
@@ -117,7 +122,6 @@ def init(context: typer.Context, *, options: InitFlags) -> None:
         listen_address=options.listen_addr,
         spec=spec,
         availability=_availability(options.availability),
-        force_new_cluster=options.force_new_cluster,
     )
     answer = session(context).local().call(lambda stub: stub.Init, request, timeout=MEMBERSHIP_TIMEOUT)
     output.line(f"Swarm initialized: this host, {answer.node_id}, is now a manager.")

@@ -29,7 +29,7 @@ from orchestrator.identity.revocation import is_revoked
 from orchestrator.raft import RaftConfig, RaftNode
 from orchestrator.raft.admission import join_cluster
 from orchestrator.store import Create, Store, Transactions
-from tests.unit.api.support import DIGEST, no_agents, web
+from tests.unit.api.support import DIGEST, no_agents, no_snapshot, web
 from tests.unit.identity.certificates import TestAuthority
 
 TIMEOUT = 60.0
@@ -71,6 +71,7 @@ class Manager:
             rng=random.Random(2),
             node_id=self.member.node_id,
             version="test",
+            save_snapshot=no_snapshot,
         )
         self.log.register(self.server)
         control.register(self.server)

@@ -27,6 +27,11 @@ def no_agents(node: types_pb2.Node) -> grpc.aio.Channel:
     raise AssertionError("no agent is to be asked")
 
 
+async def no_snapshot() -> AsyncIterator[bytes]:
+    raise AssertionError("no snapshot is to be saved")
+    yield b""
+
+
 class Api:
     """`service` is the Control service; `images` maps references to digests or to the error that asking raises."""
 
@@ -51,6 +56,7 @@ class Api:
             rng=random.Random(2),
             node_id="m1",
             version="test",
+            save_snapshot=no_snapshot,
         )
 
     async def start(self) -> Api:

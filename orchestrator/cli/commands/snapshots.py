@@ -1,0 +1,111 @@
+"""`swarmctl swarm snapshot save | inspect | restore`: the whole state of a swarm in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from swarm.errors import AlreadyExists, InternalError, InvalidArgument
+from swarm.process import run
+from swarm.v1 import control_pb2 as control
+from swarm.v1 import node_pb2 as node
+
+from orchestrator.cli import output
+from orchestrator.cli.commands.swarm import Advertise, Listen
+from orchestrator.cli.invocation import session
+
+TRANSFER_TIMEOUT = 600.0  # seconds
+app = typer.Typer(
+    help="The whole state of a swarm in a file",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    subcommand_metavar="COMMAND [ARGS]…",
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A snapshot on this host")]
+
+
+@app.command()
+def save(context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file")]) -> None:
+    """Save the state of the swarm. The file holds the swarm's secrets (the authority's key): guard it."""
+    if file.exists():
+        raise AlreadyExists(f"{file} exists; choose another name")
+    partial = file.with_name(f".{file.name}.partial")
+    received = (
+        session(context)
+        .control()
+        .stream(lambda stub: stub.SaveSnapshot, control.SaveSnapshotRequest, timeout=TRANSFER_TIMEOUT)
+    )
+    try:
+        with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+            for chunk in received:
+                stream.write(chunk.data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        held = read(partial)
+        partial.rename(file)
+    except OSError as error:
+        raise InvalidArgument(f"{file} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    output.line(f"Saved {file}: entry {held['index']}, {held['services']} services, {held['nodes']} nodes; checked.")
+
+
+@app.command()
+def inspect(
+    file: File,
+    output_format: Annotated[str, typer.Option("--format", metavar="text|json", help="How to print")] = "text",
+) -> None:
+    """Check a snapshot and show what it holds."""
+    output.check_format(output_format, ("text", "json"))
+    held = read(file)
+    if output_format == "json":
+        output.print_json(held)
+        return
+    output.line(f"Swarm:     {held['cluster_name']} ({held['cluster_id']}), epoch {held['epoch']}")
+    output.line(f"Log:       entry {held['index']}, term {held['term']}; {held['state_bytes']} bytes of state")
+    output.line("Managers:  " + ", ".join(f"{each['node_id']} at {each['address']}" for each in held["managers"]))
+    counts = ", ".join(f"{held[kind]} {kind}" for kind in ("services", "tasks", "nodes", "networks"))
+    output.line(f"Objects:   {counts}")
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    file: File,
+    force: Annotated[bool, typer.Option("--force", "-f", help="On a manager: give up the state that it has")] = False,
+    advertise_addr: Advertise = "",
+    listen_addr: Listen = "",
+) -> None:
+    """Found a swarm of one manager, this host, with the state of a snapshot. Its workers find it at the address of one of
+    the managers that they know."""
+    caller = session(context).local()
+    state = caller.call(lambda stub: stub.GetState, node.GetStateRequest())
+    if state.node_id and not force:
+        raise InvalidArgument("this host is part of a swarm, whose state would be replaced; use --force to do that")
+    request = node.RestoreRequest(
+        path=str(file.absolute()), advertise_address=advertise_addr, listen_address=listen_addr
+    )
+    made = caller.call(lambda stub: stub.Restore, request, timeout=TRANSFER_TIMEOUT)
+    output.line(
+        f"Restored entry {made.index} with {made.services} services; this host, {made.node_id}, is the manager."
+    )
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What a snapshot holds, as the manager program says: it knows the format. Raises InvalidArgument."""
+    import asyncio
+
+    command = [sys.executable, "-m", "orchestrator.manager", "inspect", str(file)]
+    done = asyncio.run(run(command, timeout=TRANSFER_TIMEOUT, check=False))
+    if done.exit_code != 0:
+        raise InvalidArgument(done.complaint.removeprefix("error: "))
+    try:
+        held: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as error:
+        raise InternalError(f"the manager program did not say what {file} holds: {done.text!r}") from error
+    return held
