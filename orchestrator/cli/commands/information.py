@@ -12,7 +12,8 @@ from swarm.v1 import types_pb2 as types
 from swarm.version import VERSION
 
 from orchestrator.cli import output, words
-from orchestrator.cli.invocation import session
+from orchestrator.cli.commands.nodes import name_of
+from orchestrator.cli.invocation import PAGE_SIZE, pages, session
 from orchestrator.cli.messages import as_json
 from orchestrator.cli.session import Session
 
@@ -35,19 +36,41 @@ def info(context: typer.Context, output_format: Format = "table") -> None:
             {"swarm": as_json(swarm) if swarm is not None else None, "nodes": [as_json(state) for state in states]}
         )
     else:
+        names = _names(made) if swarm is not None else {}
         for state in states:
-            _host_lines(state)
+            _host_lines(state, names)
         if swarm is not None:
-            _swarm_lines(swarm)
+            _swarm_lines(swarm, names)
     if failure is not None and not states:
         raise failure
     if failure is not None and any(state.role == types.NODE_ROLE_MANAGER for state in states):
         raise failure
 
 
-def _host_lines(state: Any) -> None:
+def _names(made: Session) -> dict[str, str]:
+    """Names of nodes by id; none where they cannot be had: ids tell the same, less readably."""
+    try:
+        managers = made.control()
+        return {
+            node.id: name_of(node)
+            for page in pages(
+                lambda token: managers.call(
+                    lambda stub: stub.ListNodes, control.ListRequest(page_size=PAGE_SIZE, page_token=token), timeout=2.0
+                )
+            )
+            for node in page.nodes
+        }
+    except SwarmError:
+        return {}
+
+
+def _named(node_id: str, names: dict[str, str]) -> str:
+    return f"{names[node_id]} ({node_id})" if names.get(node_id) else node_id or "none"
+
+
+def _host_lines(state: Any, names: dict[str, str]) -> None:
     role = words.enum_word(types.NodeRole.DESCRIPTOR, state.role)
-    output.line(f"Node: {state.node_id or 'none'}")
+    output.line(f"Node: {_named(state.node_id, names)}")
     for name, text in (
         ("State", state.state + (f" ({state.message})" if state.message else "")),
         ("Role", role),
@@ -60,10 +83,10 @@ def _host_lines(state: Any) -> None:
             output.line(f" {name}: {text}")
 
 
-def _swarm_lines(swarm: control.GetInfoResponse) -> None:
+def _swarm_lines(swarm: control.GetInfoResponse, names: dict[str, str]) -> None:
     output.line(f"Swarm: {swarm.cluster_id}")
-    output.line(f" Answered by: {swarm.node_id}")
-    output.line(f" Leader: {swarm.leader_id or 'none'}")
+    output.line(f" Answered by: {_named(swarm.node_id, names)}")
+    output.line(f" Leader: {_named(swarm.leader_id, names)}")
     output.line(f" Nodes: {swarm.nodes}")
     output.line(f" Managers: {swarm.managers}")
     output.line(f" Services: {swarm.services}")
@@ -74,7 +97,7 @@ def _swarm_lines(swarm: control.GetInfoResponse) -> None:
         f" Consensus: {raft.role}, term {raft.term}, index {raft.commit_index} committed, {raft.applied_index} applied"
     )
     for member in raft.members:
-        words_of = [member.node_id, member.address, "reachable" if member.reachable else "unreachable"]
+        words_of = [_named(member.node_id, names), member.address, "reachable" if member.reachable else "unreachable"]
         if member.leader:
             words_of.append("leader")
         output.line(f"  {'  '.join(words_of)}")

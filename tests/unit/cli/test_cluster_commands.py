@@ -237,6 +237,11 @@ def test_info_and_version(script: Script, swarmctl: Run) -> None:
     lines = swarmctl("info").lines
     assert "Swarm: c1" in lines
     assert "  n1  10.0.0.1:2378  reachable  leader" in lines
+    known = types.Node(id="n1", description=types.NodeDescription(hostname="m1"))
+    script.answers["ListNodes"] = control.ListNodesResponse(nodes=[known])
+    lines = swarmctl("info").lines
+    assert lines[0] == "Node: m1 (n1)"
+    assert "  m1 (n1)  10.0.0.1:2378  reachable  leader" in lines
     found = json.loads(swarmctl("info", "--format", "json").out)
     assert (found["swarm"]["raft"]["term"], found["nodes"][0]["role"]) == (4, "manager")
     assert swarmctl("version").lines[1] == "Manager: 0.1.0"
