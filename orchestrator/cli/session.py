@@ -82,6 +82,7 @@ class Caller(Generic[StubT]):
         make_stub: Callable[[grpc.Channel], StubT],
         *,
         what: str = "manager",
+        hint: str = "is swarmd running there?",
         final: bool = False,
         patience: float = PATIENCE,
         shell: Shell | None = None,
@@ -90,6 +91,7 @@ class Caller(Generic[StubT]):
         self._endpoints = list(endpoints)
         self._make_stub = make_stub
         self._what = what
+        self._hint = hint
         self._final = final
         self._patience = patience
         self._shell = shell or Shell()
@@ -275,7 +277,7 @@ class Caller(Generic[StubT]):
             told = said or heard[-1]
             return told if isinstance(told, Unavailable) else Unavailable(str(told))
         reasons = "; ".join(str(failure) for failure in failures)
-        return Unavailable(f"no {self._what} is reachable ({reasons}); is swarmd running there?")
+        return Unavailable(f"no {self._what} is reachable ({reasons}); {self._hint}")
 
 
 def _first_of(call: Any) -> Any:
@@ -385,7 +387,10 @@ class Session:
             caller.close()
 
     def _how(self, what: str, final: bool = False) -> dict[str, Any]:
-        return {"what": what, "final": final, "patience": self._patience, "shell": self._shell}
+        how: dict[str, Any] = {"what": what, "final": final, "patience": self._patience, "shell": self._shell}
+        if self._places.lab:
+            how["hint"] = "`swarmctl lab up` starts again what is dead of the lab"
+        return how
 
     def _made(self, caller: Caller[Any]) -> Caller[Any]:
         self._callers.append(caller)

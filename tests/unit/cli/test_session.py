@@ -143,6 +143,12 @@ def test_nobody_there_fails_at_once_and_names_the_places(tmp_path: Path) -> None
     assert time.now == 0
 
 
+def test_nobody_there_in_a_lab_says_how_to_start_it(tmp_path: Path) -> None:
+    places = Places((Endpoint("m1", str(tmp_path / "x.sock")),), (), lab="default")
+    with pytest.raises(Unavailable, match="swarmctl lab up"):
+        create(Session(places, shell=Time().shell()).control())
+
+
 def test_a_stream_goes_on_at_another_manager(serve: Serve) -> None:
     progress = control.ServiceProgress(converged=True)
     breaking = Script({"WatchService": [control.ServiceProgress(), Unavailable("leaving")]})
