@@ -80,6 +80,19 @@ class RunningProcess:
                 os.kill(self.pid, number)
 
 
+def _command_line(pid: int) -> Sequence[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return ()
+
+
+def _advertised(arguments: Sequence[str]) -> str:
+    """The value of `--advertise`."""
+    words = list(arguments)
+    return words[words.index("--advertise") + 1] if "--advertise" in words[:-1] else ""
+
+
 async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
@@ -130,7 +143,7 @@ class ManagerProcess:
             began = time.monotonic()
             try:
                 async with self._files:
-                    self._process = self._adopt() or await self._start()
+                    self._process = await self._adopt_fitting() or await self._start()
                 self.problem = ""
                 self.ready.set()
                 how = await self._process.ended()
@@ -197,6 +210,15 @@ class ManagerProcess:
         if process is not None:
             log.info("took over the running manager, process %d", process.pid)
         return process
+
+    async def _adopt_fitting(self) -> RunningProcess | None:
+        """The running manager; where it says another address of this node than the one that it has now, it is ended."""
+        process = self._adopt()
+        if process is None or _advertised(_command_line(process.pid)) == _advertised(self._arguments()):
+            return process
+        log.warning("the running manager has another address than this node has now, and is started anew")
+        await self._terminate()
+        return None
 
     async def _start(self) -> RunningProcess:
         """Starts it and waits until it is ready. Raises SwarmError where it ends before, or is not ready in time."""

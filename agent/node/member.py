@@ -112,6 +112,7 @@ class Member:
         self._role_changed = asyncio.Event()
         self._roles_asked: tuple[Role, Role] | None = None  # for which a certificate was asked in this session
         self._leaving = False
+        self._in_step = False  # this session has sent assignments: its manager's indexes and ours are of one history
         self._heard = False  # assignments from a manager, not only from the disk
         self.ready = asyncio.Event()  # a session began and the networks that it named are in force
         self.problem = ""
@@ -207,9 +208,14 @@ class Member:
             self.renewal.request()
 
     async def assignments(self, message: dispatcher.Assignments) -> None:
+        epoch = self.mirror.epoch
         parts = self.mirror.receive(message)
         if parts is None or self._leaving:
             return
+        if self.mirror.epoch != epoch:
+            self.networks.restart()
+            self._watermark.restart()
+        self._in_step = True
         was_behind = self._mirror_file.behind
         try:
             await asyncio.to_thread(self._mirror_file.append, parts, self.mirror)
@@ -229,7 +235,8 @@ class Member:
         self.tasks.apply(mirror)
 
     def _networks_applied(self, index: int) -> None:
-        self.session.networks_applied(index)
+        if self._in_step:
+            self.session.networks_applied(index)
         if self._heard and index >= self.mirror.index:
             self.ready.set()
 
@@ -238,6 +245,8 @@ class Member:
 
     def session_over(self) -> None:
         self._roles_asked = None
+        self._in_step = False
+        self.session.networks_applied(0)
         self.mirror.drop_parts()
 
     def status(self, task_id: str, status: types.TaskStatus, *, urgent: bool) -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 
 from swarm.enrolment import join
 from swarm.errors import (
@@ -72,10 +73,17 @@ class Membership:
     # ------------------------------------------------------------------------------------------------ daemon's life
 
     def resume(self) -> None:
-        """At the daemon's start: goes on with the membership that is on the disk. Raises FailedPrecondition."""
+        """At the daemon's start: goes on with the membership that is on the disk, at the address that the daemon was told.
+        Raises FailedPrecondition, InvalidArgument."""
         record = self._file.load()
-        if record is not None:
-            self._begin(record)
+        if record is None:
+            return
+        if self._options.advertise_address:
+            address, _ = advertised_address(self._options.advertise_address)
+            if address != record.address:
+                log.warning("this node moves from %s to %s", record.address, address)
+                record = moved(record, address)
+        self._begin(record)
 
     async def close(self) -> None:
         """The daemon ends; the membership stays."""
@@ -385,6 +393,14 @@ class Membership:
     async def _forget_rootfs(self) -> None:
         for task_id in await self._parts.images.mounted():
             await self._parts.images.unmount(task_id)
+
+
+def moved(record: NodeRecord, address: str) -> NodeRecord:
+    """The same membership at another address."""
+    before = record.address
+    managers = (cluster_address(address) if each == cluster_address(before) else each for each in record.managers)
+    listen = address if record.listen_address == before else record.listen_address
+    return replace(record, address=address, listen_address=listen, managers=tuple(managers))
 
 
 def advertised_address(text: str) -> tuple[str, int | None]:

@@ -32,6 +32,7 @@ class Options:
     log_level: str = "info"
     log_file: Path | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    advertise_address: str = ""  # empty: as when the node joined
 
     @property
     def node_socket(self) -> Path:
@@ -68,6 +69,9 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--labels", action="append", default=[], metavar="KEY=VALUE", help="engine label of this node; may be repeated"
     )
+    parser.add_argument(
+        "--advertise-addr", default="", metavar="IP", help="this node's address from now on, where it has changed"
+    )
     chosen = parser.parse_args(arguments)
     labels: dict[str, str] = {}
     for each in ",".join(chosen.labels).split(","):
@@ -86,6 +90,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         chosen.log_level,
         chosen.log_file.absolute() if chosen.log_file is not None else None,
         labels,
+        chosen.advertise_addr,
     )
 
 

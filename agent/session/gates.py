@@ -1,4 +1,4 @@
-"""A number that only grows, and waiting for it to reach a value."""
+"""A number that only grows within one history of the swarm, and waiting for it to reach a value."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class Gate:
         self.value = value
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def restart(self) -> None:
+        """Begins anew at 0: what was reached before is of another history."""
+        self.value = 0
 
     async def reached(self, value: int, timeout: float) -> bool:
         """Whether the value was reached within `timeout` seconds."""

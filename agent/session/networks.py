@@ -42,6 +42,7 @@ class NetworkApplier:
         self._networks: frozenset[str] = frozenset()  # of the view in force
         self._coming: frozenset[str] | None = None  # of the view that is being applied
         self._rounds = Gate()  # of applications that succeeded
+        self._history = 0  # of the swarm: indexes of one say nothing about another
         self.applied_index = 0
         self.error: SwarmError | None = None
 
@@ -53,6 +54,11 @@ class NetworkApplier:
             return
         self._wanted = (revision, view)
         self._wake.set()
+
+    def restart(self) -> None:
+        """The swarm's history was cut (a higher epoch): indexes begin anew, what is in force stays."""
+        self._history += 1
+        self.applied_index = 0
 
     async def run(self) -> None:
         now = asyncio.get_running_loop().time
@@ -68,7 +74,7 @@ class NetworkApplier:
             view = make_view()
             networks = frozenset(overlay.network.id for overlay in view.overlays)
             self._coming = networks
-            began = now()
+            history, began = self._history, now()
             try:
                 await self._data_plane.apply(view)
             except SwarmError as error:
@@ -90,7 +96,7 @@ class NetworkApplier:
             if self._wanted is not None and self._wanted[0] == revision:
                 self._wanted = None
                 self._in_force(self._wanted_index)
-            else:
+            elif history == self._history:
                 self._in_force(view.index)
             self._rounds.advance(self._rounds.value + 1)
             rest_until = now() + min(now() - began, _LONGEST_PAUSE)

@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT = 20.0  # seconds that a starting manager waits for a leader before it says that it serves
 JOIN_TIMEOUT = 30.0  # seconds of one attempt to become a member; repeated until it worked
+LEADERLESS_TIMEOUT = 6.0  # seconds after which a manager asks the others whether it still is one of them
 _JOIN_BACKOFF = Backoff(first=0.5, maximum=10.0)
 
 
@@ -184,7 +185,7 @@ class Manager:
         try:
             await self._cluster.start()
             await self.consensus.start()
-            coroutines = [self._dispatcher.run(), self._leader_work.run(), self._become_member()]
+            coroutines = [self._dispatcher.run(), self._leader_work.run(), self._become_member(), self._stay_member()]
             if metrics is not None:
                 await metrics.start()
                 coroutines.append(metrics.latency.watch(self.store))
@@ -230,14 +231,45 @@ class Manager:
         """Has this manager added to the log, or its new address noted, until that worked."""
         delays = _JOIN_BACKOFF.delays(self._rng)
         others = [address for address in self._options.join if address != self._member.address]
-        while others and self._member not in self.consensus.members():
+        while self._member not in self.consensus.members():
             try:
-                await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
-                log.info("this manager is a member of the log")
+                if self.consensus.leadership().ready:  # it moved, and leads: alone, or elected since
+                    await self.consensus.add_member(self._member, timeout=JOIN_TIMEOUT)
+                elif others:
+                    await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
+                else:
+                    await asyncio.sleep(next(delays))
+                    continue
+                log.info("this manager is a member of the log, at %s", self._member.address)
                 return
             except SwarmError as error:
                 log.warning("this manager is not a member yet and asks again: %s", error)
                 await asyncio.sleep(next(delays))
+
+    async def _stay_member(self) -> None:
+        """A member that hears of no leader for long may have been removed without noticing: demoted, and promoted again before
+        its agent had ended it. It has itself added again; where it still is a member, that changes nothing."""
+        changed = asyncio.Event()
+        self.consensus.on_leadership(lambda _: changed.set())
+        while True:
+            changed.clear()
+            leaderless = not self.consensus.leadership().leader_id
+            try:
+                async with asyncio.timeout(LEADERLESS_TIMEOUT if leaderless else None):
+                    await changed.wait()
+                continue
+            except TimeoutError:
+                known = [member.address for member in self.consensus.members()]
+            others = [
+                address for address in dict.fromkeys([*known, *self._options.join]) if address != self._member.address
+            ]
+            if not others:
+                continue
+            try:
+                await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
+                log.info("after a time without a leader: this manager is a member of the log")
+            except SwarmError as error:
+                log.info("no leader is heard of, and none was found by asking: %s", error)
 
     async def _announce_ready(self) -> None:
         """Tells who started us that we serve: at once when the cluster's state is here and somebody leads."""

@@ -16,6 +16,7 @@ from swarm.v1 import types_pb2 as types
 
 from agent.network.interface import NetworkView, OverlayView
 from agent.session import mirror_file
+from agent.session.gates import Gate
 from agent.session.mirror import Mirror, Self, StaleAssignments
 from agent.session.mirror_file import MirrorFile
 from agent.session.networks import NetworkApplier
@@ -224,6 +225,49 @@ async def test_an_index_is_in_force_once_it_is_applied() -> None:
     assert len(plane.views) == 1
     await applier.holds(frozenset({"net"}), 1.0)
     running.cancel()
+
+
+async def test_after_a_cut_of_history_lower_indexes_are_in_force_anew() -> None:
+    plane, applied = FakeDataPlane(), asyncio.Queue[int]()
+    applier = NetworkApplier(plane, random.Random(1), applied.put_nowait)
+    running = asyncio.create_task(applier.run())
+    mirror = Mirror()
+    mirror.receive(assignments(900, NETWORK, endpoint("a"), complete=True))
+    applier.submit(mirror.revision, mirror.index, lambda: mirror.network_view(ME))
+    assert await applied.get() == 900
+    mirror.receive(assignments(7, NETWORK, endpoint("a"), epoch=2, complete=True))
+    applier.restart()
+    applier.submit(mirror.revision, mirror.index, lambda: mirror.network_view(ME))
+    assert (applied.get_nowait(), applier.applied_index) == (7, 7)
+    running.cancel()
+
+
+async def test_a_view_of_the_history_before_is_not_in_force_in_the_new_one() -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    class Plane(FakeDataPlane):
+        async def apply(self, view: NetworkView) -> None:
+            began.set()
+            await go_on.wait()
+
+    applied = asyncio.Queue[int]()
+    applier = NetworkApplier(Plane(), random.Random(1), applied.put_nowait)
+    running = asyncio.create_task(applier.run())
+    applier.submit(1, 900, lambda: NetworkView(900, "n1", 3, "10.9.0.1", (), ()))
+    await began.wait()
+    applier.restart()
+    applier.submit(2, 7, lambda: NetworkView(7, "n1", 3, "10.9.0.1", (), ()))
+    go_on.set()
+    assert await applied.get() == 7
+    running.cancel()
+
+
+async def test_a_gate_begins_anew() -> None:
+    gate = Gate(900)
+    gate.restart()
+    assert not await gate.reached(7, 0.0)
+    gate.advance(7)
+    assert await gate.reached(7, 0.0)
 
 
 async def test_what_fails_is_tried_again_and_not_acknowledged_before() -> None:

@@ -17,6 +17,7 @@ from swarm.v1 import types_pb2 as types
 from agent.node import children, description, manager_process
 from agent.node.leaving import refusal
 from agent.node.manager_process import ManagerProcess, RunningProcess
+from agent.node.membership import moved
 from agent.node.options import Options, parse
 from agent.node.record import NodeFile, NodeRecord
 from agent.tasks.events import Report
@@ -233,3 +234,12 @@ async def test_a_manager_that_cannot_start_says_why(tmp_path: Path) -> None:
     manager = managed.make()
     with pytest.raises(InternalError, match="the port 2378 is taken"):
         await manager._start()
+
+
+def test_a_node_that_moves_keeps_its_identity_and_knows_itself_at_the_new_address() -> None:
+    record = replace(RECORD, listen_address="10.0.0.1", managers=("10.0.0.1:2378", "10.0.0.2:2378"))
+    after = moved(record, "10.0.0.9")
+    assert (after.node_id, after.cluster_id) == (record.node_id, record.cluster_id)
+    assert (after.address, after.listen_address) == ("10.0.0.9", "10.0.0.9")
+    assert after.managers == ("10.0.0.9:2378", "10.0.0.2:2378")
+    assert moved(RECORD, "10.0.0.9").listen_address == RECORD.listen_address
