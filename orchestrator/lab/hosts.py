@@ -147,7 +147,7 @@ async def pull_plug(host: LabHost) -> None:
     else:
         raise SwarmError(f"processes of {host.name} survive SIGKILL: {sorted(processes(host).all)}")
     await wiring.unmount_below(host.run_directory, host.state_directory)
-    wiring.unwire_host(host)
+    await wiring.unwire_host(host)
     wiring.remove_cgroups(host.cgroup)
     shutil.rmtree(host.run_directory, ignore_errors=True)
 

@@ -166,7 +166,16 @@ async def link_is_up(layout: LabLayout, host: LabHost) -> bool:
     return False
 
 
-def unwire_host(host: LabHost) -> None:
+async def unwire_host(host: LabHost) -> None:
+    """Its cable first: the kernel takes a namespace apart in the background, and an end of a cable that is still in the switch
+    would look like one that is there."""
+    switch = f"lab-{host.lab}-switch"
+    if namespace_exists(switch):
+        async with _netlink(switch) as inside:
+            index = await _index(inside, host.name)
+            if index is not None:
+                with _tolerating(f"remove the cable of {host.name}", *_GONE_ALREADY):
+                    await inside.link("del", index=index)
     _delete_namespace(host.namespace)
 
 
