@@ -55,8 +55,8 @@ def spawn(
         )
 
 
-async def start_daemon(host: LabHost, *, log_level: str = "info") -> None:
-    """Starts `swarmd` of the host and waits until it answers on its socket."""
+async def start_daemon(host: LabHost, *options: str, log_level: str = "info") -> None:
+    """Starts `swarmd` of the host, with further `options`, and waits until it answers on its socket."""
     host.run_directory.mkdir(parents=True, exist_ok=True)
     host.state_directory.mkdir(parents=True, exist_ok=True)
     arguments = [
@@ -66,6 +66,7 @@ async def start_daemon(host: LabHost, *, log_level: str = "info") -> None:
         "--cgroup-parent", host.cgroup,
         "--hostname", host.name,
         "--log-level", log_level,
+        *options,
     ]  # fmt: skip
     daemon = spawn(arguments, namespace=host.namespace_path, log=host.log)
     try:
