@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 from tests.support.lab import TestLab, eventually
@@ -59,3 +63,85 @@ def test_a_host_of_a_swarm_does_not_join_again(lab: TestLab) -> None:
     token = lab.swarmctl("swarm", "join-token", "-q", "worker").strip()
     code, said = lab.refused("--node", "w1", "swarm", "join", "--token", token, f"{lab.host('m1').address}:2377")
     assert code == 10 and "leave" in said
+
+
+def test_a_network_without_room_for_all_replicas_says_so(lab: TestLab) -> None:
+    lab.swarmctl("network", "create", "-d", "overlay", "--subnet", "10.99.0.0/29", "tiny")
+    lab.swarmctl("service", "create", "--detach", "--name", "many", "--network", "tiny", "--replicas", "10", "web")
+    eventually(lambda: 'network "tiny" has no free address' in lab.swarmctl("service", "ps", "--no-trunc", "many"))
+    assert 0 < len(lab.running("many")) < 10
+
+
+def test_of_many_that_want_the_same_name_or_port_at_once_one_gets_it(lab: TestLab) -> None:
+    def create(number: int) -> subprocess.CompletedProcess[str]:
+        what = ("--name", "same") if number % 2 else ("--name", f"port{number}", "--publish", "8098:80")
+        host = lab.layout.managers[number % 3].name
+        return lab.run("service", "create", "--detach", *what, "web", node=host)
+
+    with ThreadPoolExecutor(6) as threads:
+        done = list(threads.map(create, range(12)))
+    for group, words in (
+        (done[1::2], 'service "same" exists already'),
+        (done[0::2], "port 8098/tcp is already published"),
+    ):
+        assert sorted(one.returncode for one in group) == [0, 4, 4, 4, 4, 4]
+        assert all(words in one.stderr for one in group if one.returncode)
+    assert len(lab.services()) == 2
+
+
+def test_a_program_that_ends_at_once_does_not_count_as_converged(lab: TestLab) -> None:
+    code, said = lab.refused("service", "create", "--name", "brief", "--wait-timeout", "4s", "web", "/bin/false")
+    assert code == 7 and "did not converge" in said and "exit code 1" in said
+
+
+def test_tokens_that_are_malformed_foreign_or_rotated(lab: TestLab) -> None:
+    address = f"{lab.host('m1').address}:2377"
+    token = lab.swarmctl("swarm", "join-token", "-q", "worker").strip()
+    lab.swarmctl("swarm", "leave", node="w2")
+    gone = [node["id"] for node in lab.json("node", "ls") if node["description"]["hostname"] == "w2"]
+    try:
+        foreign = f"SWMTKN-1-{'1' * 50}-{token.rpartition('-')[2]}"
+        for wrong, expected, words in (
+            ("", 2, "malformed"),
+            ("💥", 2, "malformed"),
+            (token[:40], 2, "malformed"),
+            (foreign, 6, "another cluster"),
+        ):
+            code, said = lab.refused("--node", "w2", "swarm", "join", "--token", wrong, address)
+            assert (code, words in said) == (expected, True), said
+        lab.swarmctl("swarm", "join-token", "--rotate", "worker")
+        code, said = lab.refused("--node", "w2", "swarm", "join", "--token", token, address)
+        assert code == 6 and "rotated" in said
+    finally:
+        token = lab.swarmctl("swarm", "join-token", "-q", "worker").strip()
+        lab.swarmctl("swarm", "join", "--token", token, address, node="w2")
+        lab.wait_ready("w2")
+    for node_id in gone:
+        lab.swarmctl("node", "rm", "--force", node_id)
+
+
+def test_a_viewer_looks_and_changes_nothing(lab: TestLab, tmp_path: Path) -> None:
+    lab.swarmctl("cert", "issue", "--role", "viewer", "--output", str(tmp_path / "eve"), "eve")
+    manager = ("--host", f"{lab.host('m2').address}:2378", "--tls", str(tmp_path / "eve"))
+    assert lab.run(*manager, "service", "ls").returncode == 0
+    code, said = lab.refused(*manager, "service", "create", "--detach", "web")
+    assert code == 6 and "viewer" in said and not lab.services()
+    joining_port = ("--host", f"{lab.host('m2').address}:2377", "--tls", str(tmp_path / "eve"))
+    code, said = lab.refused(*joining_port, "service", "ls")
+    assert code in (5, 6, 10) and "2378" in said, said
+
+
+def test_a_live_node_is_not_removed_by_mistake_and_the_last_manager_not_demoted(lab: TestLab) -> None:
+    code, said = lab.refused("node", "rm", "w1")
+    assert code == 10 and "--force" in said
+    code, said = lab.refused("node", "rm", "m2")
+    assert code == 10 and "demote" in said
+    try:
+        lab.swarmctl("node", "demote", "m2", "m3")
+        eventually(lambda: [n for n in lab.nodes().values() if n.get("manager_status")] == [lab.nodes()["m1"]])
+        code, said = lab.refused("node", "demote", "m1")
+        assert code == 10 and "only manager" in said
+    finally:
+        lab.swarmctl("node", "promote", "m2", "m3")
+        reachable = ("Leader", "Reachable")
+        eventually(lambda: sum(n.get("manager_status") in reachable for n in lab.nodes().values()) == 3, timeout=40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,6 +162,31 @@ class TestLab:
         assert found is not None
         return found[1]
 
+    def containers(self) -> set[str]:
+        """The tasks whose containers' monitors run on any host, whatever the managers believe."""
+        found = set()
+        for host in self.layout.hosts:
+            for pid in hosts.processes(host).all:
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                    if Path(words[0]).name == "conmon" and "--exec" not in words:
+                        found.add(words[words.index("--cid") + 1])
+        return found
+
+    def wait_consistent(self, replicas: dict[str, int], *, timeout: float = 40) -> None:
+        """Until each service has that many running tasks, and exactly these have containers: none lost, none twice."""
+
+        def check() -> bool:
+            wanted: set[str] = set()
+            for service, count in replicas.items():
+                running = {task.id for task in self.running(service)}
+                assert len(running) == count, f"{service}: {len(running)} of {count} running"
+                wanted |= running
+            assert self.containers() == wanted
+            return True
+
+        eventually(check, timeout=timeout, period=0.3)
+
     def task_pid(self, task_id: str) -> tuple[str, int]:
         """(host, process id) of a running task's first process, found by its cgroup."""
         for host in self.layout.hosts:
@@ -226,6 +252,47 @@ class TestLab:
         hosts.kill([pid], signal.SIGKILL)
         eventually(lambda: hosts.processes(self.host(host)).daemon != pid)
 
+    @contextlib.contextmanager
+    def paused(self, host: str, *, manager: bool) -> Iterator[None]:
+        """The manager or the daemon of a host does not run for the length of the block (SIGSTOP)."""
+        found = hosts.processes(self.host(host))
+        pid = found.manager if manager else found.daemon
+        assert pid is not None
+        hosts.kill([pid], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            hosts.kill([pid], signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def small_disk(self, host: str, spare: int) -> Iterator[Path]:
+        """The host's state is on a file system with `spare` bytes left; yields its directory. Restarts the host twice."""
+        state = self.host(host).state_directory
+        aside = state.with_name(f"{state.name}.aside")
+
+        self.kill(host)
+        state.rename(aside)
+        state.mkdir()
+        used = sum(path.lstat().st_blocks * 512 + 4096 for path in aside.rglob("*"))
+        _run("mount", "-t", "tmpfs", "-o", f"size={used + spare}", "tmpfs", str(state))
+        _run("cp", "-a", f"{aside}/.", str(state))
+        shutil.rmtree(aside)
+        self.start(host)
+        self.wait_ready(host)
+        try:
+            yield state
+        finally:
+            while found := hosts.processes(self.host(host)).all:
+                hosts.kill(found)
+            for rootfs in (state / "rootfs").iterdir():
+                subprocess.run(["umount", "-l", str(rootfs / "merged")], capture_output=True, check=False)
+            _run("cp", "-a", f"{state}/.", str(aside))
+            self.kill(host)  # unmounts what is below its state as well, and the small disk
+            state.rmdir()
+            aside.rename(state)
+            self.start(host)
+            self.wait_ready(host)
+
     def kill_manager(self, host: str) -> None:
         """kill -9 of the manager process alone; `swarmd` starts it again."""
         pid = hosts.processes(self.host(host)).manager
@@ -255,3 +322,16 @@ class TestLab:
 
 def _comm(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def fill(directory: Path) -> Path:
+    """Writes to the file system of `directory` until it is full; removing the returned file makes room."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    return filler
