@@ -34,16 +34,17 @@ def is_revoked(snapshot: Snapshot, peer: Peer, now: float) -> bool:
     return peer.issued_at + JOINING_GRACE < now
 
 
-def is_demoted(snapshot: Snapshot, peer: Peer, now: float) -> bool:
+def is_demoted(snapshot: Snapshot, peer: Peer, now: float, *, leading: bool = False) -> bool:
     """True where the certificate of `peer` says manager and the store says that its node is a worker, and is to stay one.
 
-    It goes on as a worker: it has to renew its certificate. A node that was just promoted may be newer than a replica."""
+    It goes on as a worker: it has to renew its certificate. A node that was just promoted may be newer than a replica, but not
+    newer than what the leader knows (`leading`)."""
     node = snapshot.nodes.get(peer.name)
     return (
         peer.role is Role.MANAGER
         and node is not None
         and types_pb2.NODE_ROLE_MANAGER not in (node.role, node.spec.desired_role)
-        and peer.issued_at + JOINING_GRACE < now
+        and (leading or peer.issued_at + JOINING_GRACE < now)
     )
 
 

@@ -124,7 +124,9 @@ class Manager:
         """Cluster port, enrolment port and local socket, with their services."""
         cluster = RpcServer(
             is_revoked=lambda peer: is_revoked(self.store.snapshot(), peer, self._clock.wall()),
-            is_demoted=lambda peer: is_demoted(self.store.snapshot(), peer, self._clock.wall()),
+            is_demoted=lambda peer: is_demoted(
+                self.store.snapshot(), peer, self._clock.wall(), leading=self.consensus.leadership().ready
+            ),
         )
         enrolment, local = RpcServer(anonymous=True), RpcServer()
         channels = self._channels

@@ -102,6 +102,7 @@ def test_a_demoted_manager_is_still_a_member_but_no_manager(snapshot: Snapshot) 
     assert is_demoted(left, old, NOW)
     assert not is_revoked(left, old, NOW), "it has to renew its certificate"
     assert not is_demoted(left, peer("m1", Role.MANAGER, age=JOINING_GRACE / 2), NOW), "the replica may be behind"
+    assert is_demoted(left, peer("m1", Role.MANAGER, age=JOINING_GRACE / 2), NOW, leading=True), "the leader is not"
     assert not is_demoted(left, peer("m1", Role.WORKER), NOW)
 
 

@@ -204,6 +204,11 @@ async def test_three_managers_outlive_their_leader_and_let_one_go(hosts: Callabl
                     break
                 await asyncio.sleep(0.05)
         assert not demoted.HasField("manager")
+        # Nobody ends its process here. It hears of no leader and asks to be let in again, which is refused.
+        async with asyncio.timeout(DEADLINE):
+            while "none was found by asking" not in first.stderr.read_text():  # noqa: ASYNC110 – another process's log
+                await asyncio.sleep(0.2)
+        assert {m.node_id for m in (await second.info()).raft.members} == {second_id, third_id}
 
 
 async def test_a_second_manager_on_a_host_is_refused(hosts: Callable[[str], Host]) -> None:
