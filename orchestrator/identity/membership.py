@@ -21,10 +21,9 @@ from swarm.tokens import new_secret
 from swarm.v1 import types_pb2
 
 from orchestrator.identity.authority import NODE_VALIDITY, RootAuthority
-from orchestrator.store import Change, Create, Snapshot, Update, copy_of
+from orchestrator.store import Change, Create, Snapshot, Update, copy_of, features
 
 OVERLAY_DRIVER = "overlay"
-FEATURE_LEVEL = 1
 
 
 def join_changes(
@@ -126,7 +125,7 @@ def bootstrap_objects(
         ca=authority.state(),
         join_secrets=types_pb2.JoinSecrets(worker=new_secret(rng), manager=new_secret(rng)),
         epoch=1,
-        feature_level=FEATURE_LEVEL,
+        feature_level=features.SUPPORTED,
         next_node_number=2,
     )
     if not cluster.spec.name:

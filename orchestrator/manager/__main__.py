@@ -1,7 +1,8 @@
 """`python -m orchestrator.manager init | run | recover | restore | inspect`: see `options`.
 
 All but `run` print one line of JSON; that of `init` is {"node_id", "cluster_id"}. A failure is one sentence on
-stderr and an exit code: those of `swarm.errors`, and 11 where what this manager has on disk is damaged.
+stderr and an exit code: those of `swarm.errors`, 11 where what this manager has on disk is damaged, 12 where a newer version
+wrote it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from swarm.ids import id_source
 from orchestrator.manager.options import InitOptions, OfflineOptions, RunOptions, parse
 
 EXIT_DAMAGED = 11
+EXIT_TOO_OLD = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +83,10 @@ def exit_code(error: SwarmError) -> int:
     """The exit code of a manager that ends with `error`."""
     from orchestrator.raft.journal import JournalDamaged
     from orchestrator.raft.snapshots import SnapshotDamaged
+    from orchestrator.store.features import NewerVersion
 
+    if isinstance(error, NewerVersion):
+        return EXIT_TOO_OLD
     return EXIT_DAMAGED if isinstance(error, JournalDamaged | SnapshotDamaged) else error.exit_code
 
 

@@ -32,7 +32,7 @@ from orchestrator.identity.revocation import revoke
 from orchestrator.manager.data_key import data_key, has_log
 from orchestrator.manager.options import OfflineOptions, Places
 from orchestrator.manager.pidfile import locked
-from orchestrator.store import Change, Create, Kind, Remove, Snapshot, Store, Transactions, Update, copy_of
+from orchestrator.store import Change, Create, Kind, Remove, Snapshot, Store, Transactions, Update, copy_of, features
 from orchestrator.store.persistence import load
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "cluster_id": cluster.id,
         "cluster_name": cluster.spec.name,
         "epoch": cluster.epoch,
+        "feature_level": features.level_of(snapshot),
         "index": summary.index,
         "term": summary.term,
         "state_bytes": summary.state_bytes,

@@ -46,9 +46,10 @@ from orchestrator.manager.leadership import LeaderWork
 from orchestrator.manager.offline import commit_cut
 from orchestrator.manager.options import RunOptions
 from orchestrator.manager.roles import RoleKeeper
+from orchestrator.manager.upgrades import FeatureKeeper
 from orchestrator.raft import RaftConfig, RaftNode
-from orchestrator.raft.admission import join_cluster
-from orchestrator.store import Store, Transactions
+from orchestrator.raft.admission import join_cluster, supported_level
+from orchestrator.store import Store, Transactions, features
 from orchestrator.web.latency import SchedulingLatency
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT = 20.0  # seconds that a starting manager waits for a leader before it says that it serves
 JOIN_TIMEOUT = 30.0  # seconds of one attempt to become a member; repeated until it worked
 LEADERLESS_TIMEOUT = 6.0  # seconds after which a manager asks the others whether it still is one of them
+ASK_TIMEOUT = 3.0  # seconds for another manager to say what it supports
 _JOIN_BACKOFF = Backoff(first=0.5, maximum=10.0)
 
 
@@ -94,7 +96,11 @@ class Manager:
         self._leader_work = LeaderWork(
             self.consensus.leadership,
             self._prepare_to_lead,
-            [self._control_loop, RoleKeeper(self.store, self._transactions, self.consensus, self._node_id).run],
+            [
+                self._control_loop,
+                RoleKeeper(self.store, self._transactions, self.consensus, self._node_id).run,
+                self._make_feature_keeper().run,
+            ],
             monotonic=self._clock.monotonic,
             rng=self._rng,
         )
@@ -115,6 +121,8 @@ class Manager:
             tls=self._tls,
             initial_members=(self._member,) if is_founder(places) else (),
             data_key=data_key(places),
+            feature_level=features.SUPPORTED,
+            required_level=lambda: features.level_of(self.store.snapshot()),
         )
         node = RaftNode(config, self.store)
         node.on_failure(self._fail)
@@ -155,6 +163,15 @@ class Manager:
         self._dispatcher.register(cluster)
         self.consensus.register(cluster)
         return cluster, enrolment, local
+
+    def _make_feature_keeper(self) -> FeatureKeeper:
+        return FeatureKeeper(
+            self.store,
+            self._transactions,
+            self.consensus.members,
+            lambda member: supported_level(member, self._tls(), ASK_TIMEOUT),
+            self._node_id,
+        )
 
     async def _prepare_to_lead(self) -> None:
         """What a new cluster, or one whose history was cut, must hold before anything else."""
@@ -238,7 +255,9 @@ class Manager:
                 if self.consensus.leadership().ready:  # it moved, and leads: alone, or elected since
                     await self.consensus.add_member(self._member, timeout=JOIN_TIMEOUT)
                 elif others:
-                    await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
+                    await join_cluster(
+                        others, self._tls(), self._member, JOIN_TIMEOUT, feature_level=features.SUPPORTED
+                    )
                 else:
                     await asyncio.sleep(next(delays))
                     continue

@@ -37,7 +37,7 @@ _Call = Callable[["rpc.RaftMembershipAsyncStub", float], Awaitable[pb.RaftMember
 
 
 async def join_cluster(
-    addresses: Iterable[str], tls: TlsMaterial, member: Member, timeout: float
+    addresses: Iterable[str], tls: TlsMaterial, member: Member, timeout: float, *, feature_level: int = 1
 ) -> tuple[Member, ...]:
     """Has this manager added to the log of the managers at `addresses`; returns all members once it has its vote.
 
@@ -47,7 +47,9 @@ async def join_cluster(
     response = await _ask_leader(
         addresses,
         tls,
-        lambda stub, left: stub.Join(pb.RaftJoinRequest(address=member.address), timeout=left),
+        lambda stub, left: stub.Join(
+            pb.RaftJoinRequest(address=member.address, feature_level=feature_level), timeout=left
+        ),
         timeout,
     )
     return tuple(Member(m.node_id, m.address) for m in response.members)
@@ -56,6 +58,14 @@ async def join_cluster(
 async def leave_cluster(addresses: Iterable[str], tls: TlsMaterial, timeout: float) -> None:
     """Has the member whose certificate `tls` is removed from the log."""
     await _ask_leader(addresses, tls, lambda stub, left: stub.Leave(pb.RaftLeaveRequest(), timeout=left), timeout)
+
+
+async def supported_level(member: Member, tls: TlsMaterial, timeout: float) -> int:
+    """The feature level that the program of a manager supports. Raises Unavailable."""
+    response = await _ask(
+        member.address, tls, lambda stub, left: stub.List(pb.RaftListRequest(), timeout=left), timeout
+    )
+    return max(1, response.feature_level)
 
 
 async def _ask_leader(
@@ -119,6 +129,11 @@ class MembershipService(rpc.RaftMembershipServicer):
         """Adds the caller."""
         if not request.address.rpartition(":")[0]:
             raise InvalidArgument(f"{request.address!r} is not an address of the form HOST:PORT")
+        supported, required = max(1, request.feature_level), self._node.config.required_level()
+        if supported < required:
+            raise FailedPrecondition(
+                f"the swarm is at feature level {required}, this manager supports up to {supported}; update it"
+            )
         member = Member(_caller(context), request.address)
         return await self._on_leader(lambda: self._node.add_member(member, timeout=_CHANGE_TIMEOUT))
 
@@ -149,7 +164,9 @@ class MembershipService(rpc.RaftMembershipServicer):
     def _answer(self, *, done: bool) -> pb.RaftMembershipResponse:
         leadership, members = self._node.leadership(), self._node.members()
         response = pb.RaftMembershipResponse(
-            done=done, members=[pb.RaftMember(node_id=m.node_id, address=m.address) for m in members]
+            done=done,
+            members=[pb.RaftMember(node_id=m.node_id, address=m.address) for m in members],
+            feature_level=self._node.config.feature_level,
         )
         for member in members:
             if member.node_id == leadership.leader_id and not leadership.is_leader:

@@ -65,4 +65,6 @@ class RaftConfig:
     compaction: CompactionPolicy = field(default_factory=CompactionPolicy)
     clock: Clock = field(default_factory=SystemClock)
     rng: random.Random = field(default_factory=random.Random)
+    feature_level: int = 1  # what this member's program supports, told to who asks
+    required_level: Callable[[], int] = lambda: 1  # what a new member must support
     queue_size: int = 20_000  # proposals waiting for the tick thread

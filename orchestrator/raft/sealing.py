@@ -42,14 +42,14 @@ class Sealer:
             return self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], context)
         except (InvalidTag, ValueError) as error:
             raise Sealed(
-                "it was sealed with another data key than this manager has; put the right key file (certificates/raft.key) back"
+                "it was sealed with another data key than this manager has; put the right key file back (certificates/raft.key)"
             ) from error
 
 
 def open_sealed(sealer: Sealer | None, data: bytes, context: bytes) -> bytes:
     """Opens what is known to be sealed. Raises Sealed also where there is no key at all."""
     if sealer is None:
-        raise Sealed("it is sealed, and this manager has no data key; put the key file (certificates/raft.key) back")
+        raise Sealed("it is sealed, and this manager has no data key; put the key file back (certificates/raft.key)")
     return sealer.open(data, context)
 
 

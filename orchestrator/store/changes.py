@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from swarm.errors import InternalError
 from swarm.v1 import store_pb2
 from swarm.v1.types_pb2 import Task, TaskState, TaskStatus
 
+from orchestrator.store.features import NewerVersion
 from orchestrator.store.objects import Key, Kind, StoreObject, copy_of, key_of, unwrap, unwrap_key, wrap, wrap_key
 
 
@@ -84,7 +84,7 @@ def to_action(change: Change) -> store_pb2.Action:
 
 
 def from_action(action: store_pb2.Action) -> Change:
-    """Raises InternalError where the action is of a kind that this version does not know."""
+    """Raises NewerVersion where the action is of a kind that this version does not know."""
     match action.WhichOneof("action"):
         case "create":
             return Create(unwrap(action.create))
@@ -99,7 +99,7 @@ def from_action(action: store_pb2.Action) -> Change:
             return SetTaskStatus(action.set_status.task_id, status)
         case "set_desired":
             return SetDesiredState(action.set_desired.task_id, action.set_desired.desired_state)
-    raise InternalError("the log holds a change of a kind that this version does not know; update this manager")
+    raise NewerVersion("the log holds a change of a kind that this version does not know; update this manager")
 
 
 def merge_changes(changes: Iterable[Change]) -> list[Change]:

@@ -17,11 +17,11 @@ from swarm.errors import InternalError
 from swarm.v1.store_pb2 import RequestRecord, SnapshotFrame
 from swarm.v1.types_pb2 import Cluster
 
+from orchestrator.store import features
 from orchestrator.store.objects import Key, Kind, StoreObject, kind_of, unwrap, unwrap_key, wrap, wrap_key
 from orchestrator.store.snapshot import Snapshot
 from orchestrator.store.tables import Editor
 
-SCHEMA_VERSION = 1  # of commands and snapshots; raised with every change that an older version would misread
 FRAME_BYTES = 512 * 1024  # objects of a frame; one object may be larger, up to the entry limit of 1 MiB
 _LENGTH = struct.Struct(">I")
 _LONGEST_FRAME = 64 * 1024 * 1024  # a length beyond it means damage, not data
@@ -38,12 +38,13 @@ class Request:
 
 def dump(snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[bytes]:
     """The stream of a snapshot."""
-    frame, size, objects = SnapshotFrame(schema=SCHEMA_VERSION), 0, 0
+    level = features.level_of(snapshot)  # also managers that do not know more install it
+    frame, size, objects = SnapshotFrame(schema=level), 0, 0
     for obj in _ordered(snapshot):
         stored = wrap(obj)
         if size and size + stored.ByteSize() > FRAME_BYTES:
             yield _frame_bytes(frame)
-            frame, size = SnapshotFrame(schema=SCHEMA_VERSION), 0
+            frame, size = SnapshotFrame(schema=level), 0
         frame.objects.append(stored)
         size += stored.ByteSize()
         objects += 1
@@ -52,7 +53,7 @@ def dump(snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[bytes]:
         record.written.extend(wrap_key(key) for key in request.written)
         if size and size + record.ByteSize() > FRAME_BYTES:
             yield _frame_bytes(frame)
-            frame, size = SnapshotFrame(schema=SCHEMA_VERSION), 0
+            frame, size = SnapshotFrame(schema=level), 0
         frame.requests.append(record)
         size += record.ByteSize()
     frame.end.index, frame.end.objects, frame.end.requests = snapshot.index, objects, len(requests)
@@ -64,10 +65,7 @@ def load(index: int, chunks: Iterable[bytes]) -> tuple[Snapshot, list[Request]]:
     objects: list[StoreObject] = []
     requests: list[Request] = []
     for frame in _frames(chunks):
-        if frame.schema > SCHEMA_VERSION:
-            raise InternalError(
-                f"the snapshot has schema {frame.schema}, this manager knows up to {SCHEMA_VERSION}; update it"
-            )
+        features.check_readable(frame.schema, "the snapshot")
         objects += [unwrap(stored) for stored in frame.objects]
         requests += [
             Request(record.request_id, record.index, tuple(unwrap_key(key) for key in record.written))
@@ -78,7 +76,9 @@ def load(index: int, chunks: Iterable[bytes]) -> tuple[Snapshot, list[Request]]:
                 raise InternalError(
                     f"the snapshot at index {index} is damaged: {len(objects)} objects of {frame.end.objects}"
                 )
-            return _build(index, objects), requests
+            snapshot = _build(index, objects)
+            features.check_cluster(snapshot.cluster)
+            return snapshot, requests
     raise InternalError(f"the snapshot at index {index} is damaged: it ends early")
 
 

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable
 from swarm.errors import InternalError, SwarmError
 from swarm.v1.store_pb2 import Command, CommandResult
 
-from orchestrator.store import persistence
+from orchestrator.store import features, persistence
 from orchestrator.store.changes import from_action
 from orchestrator.store.collector import CollectorRelief, paused
 from orchestrator.store.objects import Key, key_of, wrap_key
-from orchestrator.store.persistence import SCHEMA_VERSION, Request
+from orchestrator.store.persistence import Request
 from orchestrator.store.snapshot import ObjectChange, Snapshot, Stamp, apply_changes
 from orchestrator.store.watch import DEFAULT_WATCH_LIMIT, Watch
 
@@ -70,10 +70,7 @@ class Store:
         """Applies one committed entry; returns a serialised `CommandResult`. Raises InternalError where the entry was written
         by a newer version: such a member must not go on, or it would differ from the others."""
         entry = Command.FromString(command)
-        if entry.schema > SCHEMA_VERSION:
-            raise InternalError(
-                f"entry {index} of the log has schema {entry.schema}, this manager knows up to {SCHEMA_VERSION}; update it"
-            )
+        features.check_readable(entry.schema, f"entry {index} of the log")
         self._expire_requests(index)
         known = self._requests.get(entry.request_id) if entry.request_id else None
         if known is not None:
@@ -82,6 +79,7 @@ class Store:
         try:
             changes = [from_action(action) for action in entry.actions]
             snapshot, effects = apply_changes(self._snapshot, changes, Stamp(index, entry.at))
+            features.check_cluster(snapshot.cluster)
         except SwarmError as error:
             if isinstance(error, InternalError):
                 raise
@@ -142,7 +140,7 @@ def _at_index(snapshot: Snapshot, index: int) -> Snapshot:
 def _result(
     index: int, *, written: tuple[Key, ...] = (), replayed: bool = False, error: SwarmError | None = None
 ) -> bytes:
-    result = CommandResult(schema=SCHEMA_VERSION, index=index, replayed=replayed)
+    result = CommandResult(schema=features.SUPPORTED, index=index, replayed=replayed)
     result.written.extend(wrap_key(key) for key in written)
     if error is not None:
         result.error_kind, result.error = error.kind, str(error)

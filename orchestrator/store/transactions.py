@@ -15,9 +15,9 @@ from swarm.errors import ResourceExhausted, kind_named
 from swarm.v1.store_pb2 import Command, CommandResult
 
 from orchestrator.consensus import Consensus
+from orchestrator.store import features
 from orchestrator.store.changes import Change, Create, Update, to_action
 from orchestrator.store.objects import StoreObject, copy_of, key_of, unwrap_key
-from orchestrator.store.persistence import SCHEMA_VERSION
 from orchestrator.store.store import Store
 
 MAX_ENTRY_BYTES = 1024 * 1024  # of one transaction: `split_changes` cuts larger decisions
@@ -54,7 +54,8 @@ class Transactions:
         Unavailable (this manager does not lead: nothing was written), OutcomeUnknown.
         """
         at = timestamp(self._clock.wall())
-        command = Command(schema=SCHEMA_VERSION, request_id=request_id, proposer=self._proposer, at=at)
+        level = features.level_of(self._store.snapshot())
+        command = Command(schema=level, request_id=request_id, proposer=self._proposer, at=at)
         command.actions.extend(to_action(change) for change in changes)
         data = command.SerializeToString()
         if len(data) > MAX_ENTRY_BYTES:
