@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from orchestrator.lab import lab as labs
 from tests.support import inventory
 from tests.support.lab import TestLab, eventually
+
+_numbers = count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,3 +73,18 @@ def lab(session_lab: TestLab) -> Iterator[TestLab]:
         return True
 
     eventually(clean, timeout=30, period=0.5)
+
+
+@pytest.fixture
+def own_lab(request: pytest.FixtureRequest) -> Iterator[TestLab]:
+    """Three managers and a worker for one test, which may lose them."""
+    name = f"m{os.getpid()}-{next(_numbers)}"
+    before = inventory.take(name)
+    try:
+        lab = TestLab(asyncio.run(labs.up(name, 3, 1, print)))
+        lab.build_web()
+        yield lab
+    finally:
+        asyncio.run(labs.down(name, print))
+    left = inventory.take(name).added_since(before)
+    assert not left, f"`lab down` left behind: {left}"
