@@ -20,6 +20,7 @@ from swarm.errors import DeadlineExceeded, FailedPrecondition, InternalError, In
 from swarm.process import run
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
+from swarm.v1.control_pb2_grpc import ControlStub
 
 from agent.node.manager_process import ManagerProcess
 from agent.node.member import Member, cluster_address
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 OFFLINE_TIMEOUT = 300.0  # seconds to read and write the whole state
 READY_TIMEOUT = 60.0  # seconds for the manager to serve afterwards
 ASK_TIMEOUT = 3.0
+QUORUM_TIME = 2.0  # seconds after which a leader without a quorum leads no more, and its followers know
 
 
 class Recovery:
@@ -124,23 +126,30 @@ class Recovery:
 
 
 async def _refuse_where_led(manager: ManagerProcess) -> None:
-    """Raises FailedPrecondition where the manager knows a leader, other than itself as the only one."""
+    """Raises FailedPrecondition where the manager still knows a leader, other than itself as the only one, after the time in
+    which a leader notices that it has lost its quorum."""
     if not manager.ready.is_set():
         return
+    loop = asyncio.get_running_loop()
+    patience = loop.time() + QUORUM_TIME
     async with open_local(manager.control_socket) as channel:
-        from swarm.v1.control_pb2_grpc import ControlStub
-
-        try:
-            info = await ControlStub(channel).GetInfo(control.GetInfoRequest(), timeout=ASK_TIMEOUT)
-        except grpc.RpcError as error:
-            log.warning("this node's manager does not answer: %s", from_rpc(error))
-            return
-    if info.leader_id and len(info.raft.members) > 1:
-        reachable = sum(member.reachable for member in info.raft.members)
-        raise FailedPrecondition(
-            f"the swarm has a leader ({info.leader_id}), {reachable} of {len(info.raft.members)} managers can be reached: "
-            "its quorum is not lost; remove managers that are gone with `swarmctl node rm --force`, or stop the others first"
-        )
+        while True:
+            try:
+                info = await ControlStub(channel).GetInfo(control.GetInfoRequest(), timeout=ASK_TIMEOUT)
+            except grpc.RpcError as error:
+                log.warning("this node's manager does not answer: %s", from_rpc(error))
+                return
+            members = info.raft.members
+            if not info.leader_id or len(members) <= 1:
+                return
+            if loop.time() > patience:
+                break
+            await asyncio.sleep(0.1)
+    raise FailedPrecondition(
+        f"the swarm has a leader ({info.leader_id}), {sum(member.reachable for member in members)} of {len(members)} managers "
+        "can be reached: its quorum is not lost; remove managers that are gone with `swarmctl node rm --force`, or stop the "
+        "others first"
+    )
 
 
 def _recovered(made: dict[str, Any]) -> node.RecoverResponse:
