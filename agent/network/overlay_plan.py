@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from swarm import names
 
@@ -59,7 +60,7 @@ class HostChanges:
 def overlay_of(view: NetworkView, overlay: OverlayView, underlay_mtu: int, *, local: bool) -> Overlay:
     """The devices of one network of the view. `local`: the node's address is one of this host's own."""
     network = overlay.network
-    prefix_length = ipaddress.IPv4Network(network.subnet).prefixlen
+    prefix_length = _prefix_length(network.subnet)
     reaches_outside = bool(network.gateway) and not network.spec.internal
     fitting = tunnel_mtu(underlay_mtu)
     return Overlay(
@@ -74,6 +75,11 @@ def overlay_of(view: NetworkView, overlay: OverlayView, underlay_mtu: int, *, lo
         ingress=network.spec.ingress,
         internal=network.spec.internal,
     )
+
+
+@lru_cache(maxsize=4096)  # asked for each network at each change of anything
+def _prefix_length(subnet: str) -> int:
+    return ipaddress.IPv4Network(subnet).prefixlen
 
 
 def desired(view: NetworkView, overlays: Mapping[str, Overlay]) -> HostState:
@@ -100,6 +106,7 @@ def desired(view: NetworkView, overlays: Mapping[str, Overlay]) -> HostState:
     return HostState({overlay.vni: overlay for overlay in overlays.values()}, forwards, neighbours)
 
 
+@lru_cache(maxsize=4096)
 def _is_ipv4(address: str) -> bool:
     """Whether a tunnel can end there; one node with another kind of address must not cut the others off."""
     try:

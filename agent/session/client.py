@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT = 3.0  # seconds for TCP and TLS to one manager
 START_TIMEOUT = 8.0  # seconds for its first message: it may wait for a leader and catch up meanwhile
 DEFAULT_HEARTBEAT = 1.0
+ACK_PAUSE = 0.03  # seconds between two acknowledgements of networks: in a burst each change would make one
 CONFLICT_PAUSE = 10.0  # seconds before a node id that somebody else uses is tried again
 BACKOFF = Backoff(first=0.1, maximum=3.0)
 
@@ -241,11 +242,13 @@ class SessionClient:
     async def _send(self, call: Any) -> None:
         """Everything that there is to say, as it comes up; a heartbeat at least every period."""
         acknowledged = 0
+        ack_at = 0.0
         beat_at = self._clock.monotonic() + self._heartbeat
         while True:
             self._wake.clear()
-            if self._applied_index > acknowledged:
+            if self._applied_index > acknowledged and self._clock.monotonic() >= ack_at:
                 acknowledged = self._applied_index
+                ack_at = self._clock.monotonic() + ACK_PAUSE
                 ack = dispatcher.NetworkAck(index=acknowledged)
                 await call.write(dispatcher.AgentMessage(network_ack=ack))
             batch = self._outbox.take(self._clock.monotonic())
@@ -258,6 +261,8 @@ class SessionClient:
                 beat_at = now + self._heartbeat
             due = self._outbox.due_at()
             until = min(beat_at, now + self._heartbeat) if due is None else min(beat_at, due)
+            if self._applied_index > acknowledged:
+                until = min(until, ack_at)
             try:
                 async with asyncio.timeout(max(0.0, until - now)):
                     await self._wake.wait()

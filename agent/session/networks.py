@@ -5,7 +5,7 @@ plane holds everything up to it, which is at once where nothing that it programs
 wait for this acknowledgement.
 
 An application touches every container here, and while a service starts each status of each task makes a new view. So the
-next one waits as long as the last one took: a lone change is in force at once, a burst costs at most half a core.
+next one waits twice as long as the last one took: a lone change is in force at once, a burst costs at most a third of a core.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class NetworkApplier:
             elif history == self._history:
                 self._in_force(view.index)
             self._rounds.advance(self._rounds.value + 1)
-            rest_until = now() + min(now() - began, _LONGEST_PAUSE)
+            rest_until = now() + min(2 * (now() - began), _LONGEST_PAUSE)
 
     def _in_force(self, index: int) -> None:
         if index > self.applied_index:

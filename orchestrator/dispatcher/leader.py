@@ -30,7 +30,8 @@ from orchestrator.store import MAX_ENTRY_BYTES, Change, Transactions, split_chan
 
 log = logging.getLogger(__name__)
 
-GATHER = 0.005  # seconds in which reports are gathered into one entry of the log
+GATHER = 0.015  # seconds in which reports are gathered into one entry of the log
+WATERMARK_PAUSE = 0.05  # seconds between two announcements
 COMMIT_TIMEOUT = 10.0
 FAILED_COMMIT_PAUSE = 0.2
 NODE_ATTEMPTS = 5  # upon conflicts with whoever else writes nodes
@@ -243,6 +244,8 @@ class LeaderSide:
             self._hub.announce_watermark(watermark)
             for relay in self._relays.values():
                 relay.watermark(watermark)
+            # Only stops wait for it, and hardly notice; while a service starts each status would make an announcement.
+            await asyncio.sleep(WATERMARK_PAUSE)
 
     async def _write_statuses(self) -> None:
         queue = self._hub.statuses
