@@ -143,12 +143,14 @@ class Membership:
         state.node_id, state.cluster_id, state.address = record.node_id, record.cluster_id, record.address
         state.managers.extend(record.managers)
         state.tasks = len(member.tasks)
-        state.message = self.problem or member.problem or member.session.problem or str(member.networks.error or "")
+        failing = member.manager.problem if member.manager is not None else ""  # says more than that nobody answers
+        state.message = (
+            self.problem or member.problem or failing or member.session.problem or str(member.networks.error or "")
+        )
         with contextlib.suppress(SwarmError):
             state.role = types.NODE_ROLE_MANAGER if member.role is Role.MANAGER else types.NODE_ROLE_WORKER
         if member.manager is not None:
             state.control_socket = str(member.manager.control_socket)
-            state.message = state.message or member.manager.problem
         return state
 
     # --------------------------------------------------------------------------------------------------- becoming one

@@ -170,6 +170,21 @@ def test_a_manager_moves_to_another_address_without_losing_its_identity(own_lab:
     eventually(lambda: lab.swarmctl("network", "create", "-d", "overlay", "with-m3", node="m3"))
 
 
+def test_a_manager_without_its_data_key_says_so_and_starts_when_it_is_back(lab: TestLab) -> None:
+    name = next(host.name for host in lab.layout.managers if host.name != lab.leader())
+    key = lab.host(name).state_directory / "certificates" / "raft.key"
+    aside = key.with_suffix(".aside")
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.rename(aside)
+    try:
+        lab.kill_manager(name)
+        eventually(lambda: "put the key file back" in lab.run("info", node=name).stdout)
+        assert not key.exists(), "a new key could open nothing"
+    finally:
+        aside.rename(key)
+    eventually(lambda: lab.nodes()[name].get("manager_status") == "Reachable", timeout=60)
+
+
 def test_managers_are_promoted_and_demoted(lab: TestLab) -> None:
     lab.swarmctl("node", "promote", "w1")
     eventually(lambda: lab.nodes()["w1"].get("manager_status") == "Reachable")

@@ -42,5 +42,5 @@ def recover_here(session: Session, *, dry_run: bool) -> None:
         )
     if dry_run:
         output.line("Nothing was changed; do it with --force, where these managers are lost for good.")
-    else:
+    elif found.lost:
         output.line("Their hosts, if they come back, must leave (`swarmctl swarm leave --force`) and join anew.")

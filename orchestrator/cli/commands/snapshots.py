@@ -66,7 +66,8 @@ def inspect(
     if output_format == "json":
         output.print_json(held)
         return
-    output.line(f"Swarm:     {held['cluster_name']} ({held['cluster_id']}), epoch {held['epoch']}, feature level {held['feature_level']}")
+    versions = f"epoch {held['epoch']}, feature level {held['feature_level']}"
+    output.line(f"Swarm:     {held['cluster_name']} ({held['cluster_id']}), {versions}")
     output.line(f"Log:       entry {held['index']}, term {held['term']}; {held['state_bytes']} bytes of state")
     output.line("Managers:  " + ", ".join(f"{each['node_id']} at {each['address']}" for each in held["managers"]))
     counts = ", ".join(f"{held[kind]} {kind}" for kind in ("services", "tasks", "nodes", "networks"))
