@@ -81,8 +81,8 @@ def test_an_upgrade_under_load_loses_no_write_and_an_older_manager_stops(
     followers = [host.name for host in lab.layout.managers if host.name != lab.leader()]
     order = [*followers, lab.leader()]
     with Writer(lab) as writer:
-        for host in order[:2]:
-            restart(lab, host, newer=True)
+        for name in order[:2]:
+            restart(lab, name, newer=True)
             eventually(lambda: all_managers_answer(lab), timeout=60)
             eventually(lambda: level(lab, tmp_path) == 1)
         restart(lab, order[2], newer=True)
