@@ -17,7 +17,7 @@ from orchestrator.consensus import Committed
 from orchestrator.raft import membership
 from orchestrator.raft.engine import MemberNode, Role
 from orchestrator.raft.links import Links
-from orchestrator.raft.proposals import Proposal, overwritten
+from orchestrator.raft.proposals import Proposal
 from orchestrator.raft.replication import Replication
 from orchestrator.raft.surroundings import Observer
 
@@ -92,11 +92,9 @@ class Configurations(Replication):
         self._adopt_configuration()
 
     def log_truncated(self, index: int) -> None:
-        """Entries from `index` on contradict the leader's: who waited for them knows now, and what they changed of the
-        membership is taken back."""
-        for waiting_for in [known for known in self.waiting() if known >= index]:
-            for _, proposal in self.waiting().pop(waiting_for):
-                proposal.end(overwritten())
+        """Entries from `index` on contradict the leader's: what they changed of the membership is taken back. Who waits for
+        them goes on waiting: another member may hold them still and commit them as a later leader, so that only what is
+        committed in their place says that they were never written."""
         self.history.truncated(index)
         self._adopt_configuration()
 

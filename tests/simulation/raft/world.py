@@ -36,7 +36,7 @@ TIMINGS = Timings(heartbeat=0.05, election_min=0.2, election_max=0.4, quorum=0.2
 COMPACTION = CompactionPolicy(entries=25, bytes=1 << 30, keep_entries=6, keep_bytes=1 << 20)
 
 
-class Violation(AssertionError):
+class Violation(BaseException):
     """The protocol broke a promise."""
 
 
