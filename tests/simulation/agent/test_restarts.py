@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ class Day:
         self.agent: TaskSupervisor | None = None
 
     async def start_agent(self) -> None:
+        self.threads = ThreadPoolExecutor()
+        asyncio.get_running_loop().set_default_executor(self.threads)
         self.agent = self.host.supervisor()
         await self.agent.prepare_recovery()
         if self.index:
@@ -46,6 +49,8 @@ class Day:
         if self.agent is not None:
             await self.agent.close()
             self.agent = None
+            # A killed process has no threads that go on writing.
+            self.threads.shutdown(wait=True)
 
     def assign(self, *objects: object) -> None:
         """As a manager: also while no agent process runs, which then learns it at its next start."""
