@@ -107,8 +107,7 @@ async def test_the_next_leader_goes_on_when_one_stops(lab: Lab) -> None:
 async def test_leadership_goes_where_it_is_asked_to_go(lab: Lab) -> None:
     first, _, third = await lab.grow(3)
     await first.node.transfer_leadership(third.name, timeout=5)
-    await until(lambda: third.node.leadership().ready)
-    assert not first.node.leadership().is_leader
+    await until(lambda: third.node.leadership().ready and not first.node.leadership().is_leader)
 
 
 async def test_a_leader_that_is_removed_hands_over_first(lab: Lab) -> None:
