@@ -10,13 +10,18 @@ import asyncio
 import contextlib
 import errno
 import shutil
-import tarfile
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from swarm.errors import InvalidArgument, ResourceExhausted
+
+if sys.version_info >= (3, 12):
+    import tarfile
+else:
+    from backports import tarfile  # 3.11 has the filters only from 3.11.4 on
 
 MAX_ARCHIVE_BYTES = 16 << 30
 MAX_CONTEXT_BYTES = 4 << 30
