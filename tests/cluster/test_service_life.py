@@ -138,7 +138,7 @@ def test_remove_closes_the_port_and_leaves_nothing(lab: TestLab) -> None:
         return False
 
     eventually(closed)
-    assert "web" not in lab.swarmctl("service", "ls")
+    eventually(lambda: "web" not in lab.services())
 
 
 def test_virtual_ip_and_names_inside_the_network(lab: TestLab) -> None:
