@@ -22,14 +22,14 @@ from swarm.v1.types_pb2 import (
     Service,
     Task,
     TaskSpec,
-    TaskStatus,
     VirtualIp,
 )
 
 from orchestrator.allocator.networks import AddressBook, allocate_network, needs_allocation
 from orchestrator.allocator.ports import has_ingress_ports, publish
 from orchestrator.allocator.rotation import Rotation
-from orchestrator.store import Change, Decision, SetTaskStatus, Snapshot, Update, copy_of
+from orchestrator.store import Change, Decision, Snapshot, Update, copy_of
+from orchestrator.store.decisions import waiting_because
 from orchestrator.store.tables import PortKey
 
 __all__ = ["Rotation", "networks_of", "step"]
@@ -131,22 +131,24 @@ class _Allocation:
         if has_ingress_ports(service):
             ingress = self.snapshot.networks.ingress()
             if ingress is None:
-                yield from self._explain(task, "waits for the ingress network, which does not exist")
+                yield from waiting_because(self.now, task, "waits for the ingress network, which does not exist")
                 return
             wanted.append((ingress.id, []))
         host_ports = [port for port in service.published_ports if port.mode == PUBLISH_MODE_HOST]
         if len(service.published_ports) != len(service.spec.ports):
-            yield from self._explain(task, "no published port is free between 30000 and 32767")
+            yield from waiting_because(self.now, task, "no published port is free between 30000 and 32767")
             return
         attachments: list[NetworkAttachment] = []
         for network_id, aliases in wanted:
             book = self._book(network_id)
             if book is None:
-                yield from self._explain(task, f"waits for network {network_id}, which does not exist or has no subnet")
+                yield from waiting_because(
+                    self.now, task, f"waits for network {network_id}, which does not exist or has no subnet"
+                )
                 return
             address = book.take()
             if address is None:
-                yield from self._explain(task, f'network "{book.network.spec.name}" has no free address')
+                yield from waiting_because(self.now, task, f'network "{book.network.spec.name}" has no free address')
                 return
             attachments.append(
                 NetworkAttachment(
@@ -171,11 +173,3 @@ class _Allocation:
                 return None
             self.books[network_id] = AddressBook(self.snapshot, network, self.rotation)
         return self.books[network_id]
-
-    def _explain(self, task: Task, message: str) -> Iterable[Change]:
-        if task.status.message != message:
-            status = TaskStatus()
-            status.CopyFrom(task.status)
-            status.message = message
-            status.at.CopyFrom(timestamp(self.now))
-            yield SetTaskStatus(task.id, status)

@@ -19,14 +19,14 @@ from swarm.v1.types_pb2 import (
     TASK_STATE_REJECTED,
     ServiceRevision,
     Task,
-    TaskStatus,
 )
 
 from orchestrator.scheduler.constraints import parse_constraint
 from orchestrator.scheduler.filters import Demand, Refusals, explain
 from orchestrator.scheduler.nodes import NodeTally, tally
 from orchestrator.scheduler.spread import SpreadTree
-from orchestrator.store import Change, Decision, SetTaskStatus, Snapshot, Update, copy_of
+from orchestrator.store import Change, Decision, Snapshot, Update, copy_of
+from orchestrator.store.decisions import waiting_because
 from orchestrator.store.states import is_ended, is_live
 from orchestrator.store.tables import port_key, slot_key
 
@@ -87,7 +87,7 @@ class _Group:
         refusals = Refusals()
         found = self.tallies.get(task.node_id)
         if found is None:
-            yield from self._refuse(task, "its node is no longer part of the swarm")
+            yield from waiting_because(self.now, task, "its node is no longer part of the swarm")
             return
         static = self.demand.static_refusal(found.node, refusals)
         reason = static or self.demand.dynamic_refusal(found, task, refusals)
@@ -95,7 +95,7 @@ class _Group:
             yield self._assign(task, found)
             return
         refusals.add(reason)
-        yield from self._refuse(task, explain(refusals, self.demand))
+        yield from waiting_because(self.now, task, explain(refusals, self.demand))
 
     def _place_free(self, tasks: Sequence[Task]) -> Iterable[Change]:
         refusals = Refusals()
@@ -125,7 +125,7 @@ class _Group:
             if successor_of is not None:
                 yield self._assign(task, successor_of)
             else:
-                yield from self._refuse(task, explain(refusals, self.demand))
+                yield from waiting_because(self.now, task, explain(refusals, self.demand))
 
     def _failures(self, waiting: Sequence[Task]) -> Counter[str]:
         """How often the revision failed of late, by node; looked up only where something waits because of a failure."""
@@ -176,11 +176,3 @@ class _Group:
         assigned.status.at.CopyFrom(timestamp(self.now))
         found.take(task, self.demand.resources)
         return Update(assigned)
-
-    def _refuse(self, task: Task, message: str) -> Iterable[Change]:
-        if task.status.message != message:
-            status = TaskStatus()
-            status.CopyFrom(task.status)
-            status.message = message
-            status.at.CopyFrom(timestamp(self.now))
-            yield SetTaskStatus(task.id, status)
