@@ -45,7 +45,9 @@ from agent.tasks.supervisor import TaskSupervisor
 
 log = logging.getLogger(__name__)
 
-STARTS_PER_CORE = 2
+CORES_PER_START = (
+    2  # a start keeps one busy (the OCI runtime), and the agent's own thread; more at once only take turns
+)
 LEAVE_TIMEOUT = 120.0  # seconds for all tasks to end when the node leaves
 REPORT_TIMEOUT = 3.0  # seconds for their last statuses to reach a manager
 _BACKOFF = Backoff(first=0.5, maximum=10.0)
@@ -99,7 +101,7 @@ class Member:
                 clock=parts.clock,
                 directories=Directories(self._options.state, self._options.run),
                 watermark=self._watermark,
-                starts=asyncio.Semaphore(max(4, cores * STARTS_PER_CORE)),
+                starts=asyncio.Semaphore(max(1, cores // CORES_PER_START)),
                 last_line=last_line,
                 on_started=parts.on_started,
             ),

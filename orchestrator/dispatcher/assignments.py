@@ -48,6 +48,7 @@ class MirrorDiff:
     network_nodes: dict[str, set[str]] = field(default_factory=dict)  # who is on the networks that changed
     programs_all: bool = False  # something in `everybody` belongs into the endpoint table
     joined: set[str] = field(default_factory=set)  # nodes that came onto a network
+    begin_serving: set[wire.Key] = field(default_factory=set)  # endpoints that were known, and serve now
 
     def concerned(self) -> set[str] | None:
         """The nodes that get something; None: all."""
@@ -76,6 +77,10 @@ class MirrorDiff:
             merged.update(part)
         merged.pop(peer, None)
         return merged
+
+    def may_wait(self, changes: Fragments) -> bool:
+        """Whether these are only endpoints that begin to serve: names and virtual IPs lead to the others meanwhile."""
+        return changes.keys() <= self.begin_serving
 
 
 class Mirrors:
@@ -229,6 +234,8 @@ class Mirrors:
             for endpoint in endpoints_of(task, node, self._snapshot.revisions.get(task.revision_id)):
                 fragment = wire.changed(dispatcher.AssignedObject(endpoint=endpoint))
                 self._put_endpoint(endpoint.network_id, task.id, fragment, diff)
+                if endpoint.serving and old is not None and endpoint.network_id in old.endpoints:
+                    diff.begin_serving.add(wire.endpoint_key(endpoint.network_id, task.id))
                 endpoints.append(endpoint.network_id)
         return _TaskRecord(
             task.node_id, task.revision_id, _signature(task), tuple(networks), tuple(endpoints), is_stopping(task)

@@ -282,7 +282,7 @@ class Dispatcher:
                     continue
                 if programming is None or node_id in programming:
                     session.to_program = diff.index
-                session.outbox.add(epoch, diff.index, changes)
+                session.outbox.add(epoch, diff.index, changes, may_wait=diff.may_wait(changes))
                 if self._watermark and self._mirrors.is_stopping(node_id):
                     session.outbox.watermark(self._watermark)
 

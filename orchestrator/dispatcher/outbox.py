@@ -4,6 +4,10 @@ Bounded by construction: of acknowledgements, watermarks and settings only the n
 kept by key, so that a key that changed twice is sent once; and an agent that reads so slowly that `LIMIT_BYTES` of changes
 wait gets its complete mirror instead, made when it is its turn. `take` gives the next messages in an order that keeps the
 promises: the start comes first, a watermark never overtakes the assignments that it speaks of, the end comes last.
+
+Each message of changes costs its agent a synced write and a look at every container. While a service starts, each of its
+tasks that runs is such a change for every node; these may wait for one another (`may_wait`): the first goes at once, those
+that follow within `PATIENCE` go together. Everything else goes at once, and takes along what waits.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from orchestrator.dispatcher import wire
 from orchestrator.dispatcher.wire import Fragments
 
 LIMIT_BYTES = 4 << 20
+PATIENCE = 0.2  # seconds between two messages of changes that may wait
 
 CompleteMirror = Callable[[], tuple[int, int, Sequence[bytes]]]  # → (epoch, index, fragments)
 
@@ -38,6 +43,8 @@ class Outbox:
         self._ended = False
         self._wake = asyncio.Event()
         self._wake.set()
+        self._held = False  # all changes that are here may wait, and do
+        self._rest_until = 0.0  # of the event loop's time
 
     def resynchronise(self) -> None:
         """The agent gets its complete mirror next."""
@@ -45,16 +52,35 @@ class Outbox:
         self._changes, self._size = {}, 0
         self._wake.set()
 
-    def add(self, epoch: int, index: int, changes: Fragments) -> None:
+    def add(self, epoch: int, index: int, changes: Fragments, *, may_wait: bool = False) -> None:
         """Changes of the mirror up to `index`, in order of the calls."""
-        self._wake.set()
         if self._complete:
+            self._wake.set()
             return  # made later, and then it holds these as well
+        if not may_wait:
+            self._release()
+        elif not self._changes:
+            self._hold()
         self._position = (epoch, index)
         self._changes.update(changes)
         self._size += sum(map(len, changes.values()))
         if self._size > LIMIT_BYTES:
             self.resynchronise()
+
+    def _hold(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait = self._rest_until - loop.time()
+        if wait > 0:
+            self._held = True
+            self._rest_until += PATIENCE
+            loop.call_later(wait, self._release)
+        else:
+            self._rest_until = loop.time() + PATIENCE
+            self._release()
+
+    def _release(self) -> None:
+        self._held = False
+        self._wake.set()
 
     def acknowledge(self, sequence: int) -> None:
         """The agent's statuses up to `sequence` are committed."""
@@ -119,7 +145,8 @@ class Outbox:
             epoch, index, fragments = self._make_complete()  # what changes while it is made, it holds
             self._complete = False
             yield from wire.messages(fragments, epoch=epoch, index=index, complete=True)
-        elif self._changes:
+        elif self._changes and not (self._held and not self._watermark):
+            self._held = False
             (epoch, index), changes = self._position, self._changes
             self._changes, self._size = {}, 0
             yield from wire.messages(changes.values(), epoch=epoch, index=index, complete=False)

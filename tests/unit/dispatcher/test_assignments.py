@@ -102,6 +102,23 @@ async def test_an_endpoint_serves_while_its_task_runs_healthy_and_is_wanted() ->
     assert not mirrors.is_stopping("n1")
 
 
+async def test_only_endpoints_that_begin_to_serve_may_wait() -> None:
+    world = World()
+    await world.found()
+    mirrors = Mirrors(world.store.snapshot())
+
+    async def may_wait(change: object) -> bool:
+        diff = mirrors.apply(await world.commit(change), [(Kind.TASK, "t1")])  # type: ignore[arg-type]
+        assert diff is not None
+        assert diff.of("n1")
+        return diff.may_wait(diff.of("n1"))
+
+    assert not await may_wait(Create(task("t1", "n1", BACK, state=types.TASK_STATE_ASSIGNED))), "neighbours need it"
+    assert await may_wait(SetTaskStatus("t1", types.TaskStatus(state=types.TASK_STATE_RUNNING)))
+    assert not await may_wait(SetDesiredState("t1", types.TASK_STATE_SHUTDOWN))
+    assert not await may_wait(SetTaskStatus("t1", types.TaskStatus(state=types.TASK_STATE_SHUTDOWN)))
+
+
 async def test_an_agent_hears_nothing_of_the_statuses_that_it_reported() -> None:
     world = World()
     await world.found()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from swarm.v1 import dispatcher_pb2 as dispatcher
 
 from orchestrator.dispatcher import outbox as module
@@ -75,6 +78,46 @@ def test_the_end_comes_at_once_and_last() -> None:
     outbox.end(dispatcher.SESSION_END_REASON_REMOVED, "second")
     (message,) = said(outbox)
     assert (message.end.reason, message.end.message) == (dispatcher.SESSION_END_REASON_NO_LEADER, "first")
+
+
+async def test_endpoints_that_begin_to_serve_wait_for_one_another_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    outbox = made()
+    said(outbox)
+
+    def serve(index: int, name: str, *, may_wait: bool = True) -> None:
+        outbox.add(1, index, {wire.peer_key(name): peer(name)}, may_wait=may_wait)
+
+    serve(11, "n1")
+    assert kinds(said(outbox)) == ["assignments"], "the first goes at once"
+    serve(12, "n2")
+    serve(13, "n3")
+    outbox.acknowledge(7)
+    assert kinds(said(outbox)) == ["status_ack"], "an acknowledgement does not take them along"
+    async with asyncio.timeout(2):
+        (data,) = await outbox.next()
+    message = dispatcher.ManagerMessage.FromString(data)
+    assert message.assignments.index == 13
+    assert [change.peer.node_id for change in message.assignments.changes] == ["n2", "n3"]
+    serve(14, "n4")
+    assert said(outbox) == []
+    serve(15, "n5", may_wait=False)
+    (message,) = said(outbox)
+    assert [change.peer.node_id for change in message.assignments.changes] == ["n4", "n5"], (
+        "what is urgent takes them along"
+    )
+
+
+async def test_a_watermark_never_overtakes_changes_that_wait() -> None:
+    outbox = made()
+    said(outbox)
+    for index in (11, 12):
+        outbox.add(1, index, {wire.peer_key(f"n{index}"): peer(f"n{index}")}, may_wait=True)
+        said(outbox) if index == 11 else None
+    outbox.watermark(12)
+    assert kinds(said(outbox)) == ["assignments", "watermark"]
 
 
 async def test_after_the_end_there_is_nothing_more() -> None:
