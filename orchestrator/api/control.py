@@ -233,7 +233,7 @@ class ControlService(ControlServicer):
         check_service_spec(request.spec)
         if self._replayed(types_pb2.Service, request.request_id) is None:  # before the registry is asked
             services.create_service(self._store.snapshot(), request.spec, ids=self._ids)
-        warnings = await self._pin(request.spec, None)
+        warnings = await self._pin(request, None)
         written = await self._write(
             types_pb2.Service,
             request.request_id,
@@ -259,7 +259,7 @@ class ControlService(ControlServicer):
         warnings: list[str] = []
         if request.version:
             check_service_spec(request.spec)
-            warnings = await self._pin(request.spec, current.spec.task.container)
+            warnings = await self._pin(request, current.spec.task.container)
 
         def decide(snapshot: Snapshot) -> list[Change]:
             service = find_service(snapshot, request.reference)
@@ -285,11 +285,15 @@ class ControlService(ControlServicer):
         service = written or find_service(self._store.snapshot(), request.reference)
         return control_pb2.UpdateServiceResponse(service=service, warnings=warnings)
 
-    async def _pin(self, spec: types_pb2.ServiceSpec, current: types_pb2.ContainerSpec | None) -> list[str]:
+    async def _pin(
+        self,
+        request: control_pb2.CreateServiceRequest | control_pb2.UpdateServiceRequest,
+        current: types_pb2.ContainerSpec | None,
+    ) -> list[str]:
         cluster = require_cluster(self._store.snapshot())
-        return await pin_image(
-            spec.task.container, current, self._resolve, default_registry=cluster.spec.default_registry
-        )
+        resolve = None if request.no_resolve_image else self._resolve
+        container = request.spec.task.container
+        return await pin_image(container, current, resolve, default_registry=cluster.spec.default_registry)
 
     async def RemoveService(self, request: control_pb2.RemoveRequest, context: Context) -> control_pb2.RemoveResponse:
         def decide(snapshot: Snapshot) -> list[Change]:

@@ -23,20 +23,22 @@ PUBLIC_REGISTRY = "docker.io"
 async def pin_image(
     container: types_pb2.ContainerSpec,
     current: types_pb2.ContainerSpec | None,
-    resolve: Resolver,
+    resolve: Resolver | None,
     *,
     default_registry: str,
 ) -> list[str]:
     """Sets `container.image_digest` (of a copy that may be changed); returns warnings.
 
     A digest that came with the request stays. One that the service has already stays while the image's name does, where the
-    registry cannot be asked. Raises NotFound, naming the registry.
+    registry cannot be asked. Where `resolve` is None nobody is asked. Raises NotFound, naming the registry.
     """
     reference = parse_image_reference(container.image)
     if reference.digest:
         container.image_digest = reference.digest
         return []
     if container.image_digest and current is not None and current.image == container.image:
+        return []
+    if resolve is None:
         return []
     registry = reference.domain or default_registry or PUBLIC_REGISTRY
     try:

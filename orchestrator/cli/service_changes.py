@@ -20,12 +20,21 @@ MAX_CONFLICTS = 5  # somebody else changed the service as often between our read
 
 
 def change_service(
-    managers: Caller[ControlStub], reference: str, change: Callable[[types.ServiceSpec], types.ServiceSpec]
+    managers: Caller[ControlStub],
+    reference: str,
+    change: Callable[[types.ServiceSpec], types.ServiceSpec],
+    *,
+    no_resolve_image: bool = False,
 ) -> types.Service:
     """Reads a service, and writes what `change` makes of its spec. Repeated where somebody else was quicker."""
     for attempt in range(MAX_CONFLICTS):
         read = managers.call(lambda stub: stub.GetService, control.GetRequest(reference=reference)).summary.service
-        request = control.UpdateServiceRequest(reference=read.id, spec=change(read.spec), version=read.meta.version)
+        request = control.UpdateServiceRequest(
+            reference=read.id,
+            spec=change(read.spec),
+            version=read.meta.version,
+            no_resolve_image=no_resolve_image,
+        )
         try:
             answer = managers.call(lambda stub: stub.UpdateService, request, timeout=RESOLVE_TIMEOUT)
         except Conflict:

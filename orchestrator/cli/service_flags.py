@@ -136,6 +136,10 @@ class SettingFlags:
     endpoint_mode: Annotated[
         Text, typer.Option("--endpoint-mode", metavar="vip|dnsrr", help="What the service's name resolves to")
     ] = None
+    no_resolve_image: Annotated[
+        bool,
+        typer.Option("--no-resolve-image", help="Do not ask the registry what the tag means: each host takes its own"),
+    ] = False
     with_registry_auth: Annotated[
         bool, typer.Option("--with-registry-auth", help="Accepted for compatibility: hosts use their own logins")
     ] = False

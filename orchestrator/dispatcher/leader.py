@@ -30,7 +30,8 @@ from orchestrator.store import MAX_ENTRY_BYTES, Change, Transactions, split_chan
 
 log = logging.getLogger(__name__)
 
-GATHER = 0.015  # seconds in which reports are gathered into one entry of the log
+GATHER = 0.03  # seconds between two entries of statuses: a lone one is written at once, in a burst they are gathered
+GATHER_NODES = 0.015  # seconds in which what is said of nodes is gathered into one entry
 WATERMARK_PAUSE = 0.05  # seconds between two announcements
 COMMIT_TIMEOUT = 10.0
 FAILED_COMMIT_PAUSE = 0.2
@@ -249,12 +250,15 @@ class LeaderSide:
 
     async def _write_statuses(self) -> None:
         queue = self._hub.statuses
+        now = self._hub.clock.monotonic
+        rest_until = 0.0
         while True:
             await self._statuses_waiting.wait()
             self._statuses_waiting.clear()
             while queue:
-                await asyncio.sleep(GATHER)
+                await asyncio.sleep(max(0.0, rest_until - now()))
                 batch = queue.take()
+                rest_until = now() + GATHER
                 with self._returned_unless_done(batch) as done:
                     if await self._commit(status_changes(self._hub.snapshot, batch)):
                         done()
@@ -297,7 +301,7 @@ class LeaderSide:
         while True:
             await self._intents_waiting.wait()
             self._intents_waiting.clear()
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(GATHER_NODES)
             intents = self._intents.take()
             if not await self._commit_nodes(intents):
                 self._intents.give_back(intents)

@@ -64,8 +64,8 @@ class Ours:
     def create(self, service: str, replicas: int, *, network: str = "") -> None:
         extra = ("--network", network) if network else ()
         self.lab.swarmctl(
-            "service", "create", "--detach", "--stop-signal", "KILL", "--name", service, "--replicas", str(replicas), *extra,
-            IMAGE, "/bin/sleep", "100000", node=self._node(),
+            "service", "create", "--detach", "--no-resolve-image", "--stop-signal", "KILL", "--name", service,
+            "--replicas", str(replicas), *extra, IMAGE, "/bin/sleep", "100000", node=self._node(),
         )  # fmt: skip
 
     def _tasks(self, service: str) -> list[types_pb2.Task]:
@@ -97,7 +97,7 @@ class Ours:
 
     def update(self, service: str, *, parallelism: int, monitor: float) -> None:
         self.lab.swarmctl(
-            "service", "update", "--detach", "--force", "--update-parallelism", str(parallelism),
+            "service", "update", "--detach", "--no-resolve-image", "--force", "--update-parallelism", str(parallelism),
             "--update-monitor", f"{monitor:g}s", service, node=self._node(),
         )  # fmt: skip
 

@@ -35,9 +35,8 @@ def create(
     spec = new_spec(image, command or (), options, environment=os.environ, read_text=read_text)
     seconds = wait_seconds(options)
     managers = session(context).control()
-    answer = managers.call(
-        lambda stub: stub.CreateService, control.CreateServiceRequest(spec=spec), timeout=RESOLVE_TIMEOUT
-    )
+    request = control.CreateServiceRequest(spec=spec, no_resolve_image=options.no_resolve_image)
+    answer = managers.call(lambda stub: stub.CreateService, request, timeout=RESOLVE_TIMEOUT)
     show_warnings(answer.warnings)
     output.line(answer.service.id)
     if not options.detach:

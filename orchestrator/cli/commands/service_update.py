@@ -33,6 +33,7 @@ def update(context: typer.Context, service: Service, *, options: UpdateFlags) ->
             managers,
             service,
             lambda spec: updated_spec(spec, options, environment=os.environ, network_ids=ids),
+            no_resolve_image=options.no_resolve_image,
         )
     output.line(service)
     if not options.detach:
@@ -47,6 +48,7 @@ def _refuse_more(options: UpdateFlags) -> None:
         quiet=options.quiet,
         wait_timeout=options.wait_timeout,
         with_registry_auth=options.with_registry_auth,
+        no_resolve_image=options.no_resolve_image,
     )
     if options != plain:
         raise InvalidArgument("--rollback returns to the previous revision as it was; give it without other changes")

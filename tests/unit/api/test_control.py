@@ -133,6 +133,20 @@ async def test_an_image_named_by_digest_is_not_looked_up(api: Api) -> None:
     assert api.asked == []
 
 
+async def test_a_registry_is_not_asked_where_that_is_not_wanted(api: Api) -> None:
+    request = control_pb2.CreateServiceRequest(spec=web(), no_resolve_image=True)
+    service = (await api.service.CreateService(request, CONTEXT)).service
+    assert service.spec.task.container.image_digest == ""
+    spec = copy_of(service).spec
+    spec.task.container.image = f"nginx@{DIGEST}"
+    changed = control_pb2.UpdateServiceRequest(
+        reference=service.id, spec=spec, version=service.meta.version, no_resolve_image=True
+    )
+    service = (await api.service.UpdateService(changed, CONTEXT)).service
+    assert service.spec.task.container.image_digest == DIGEST
+    assert api.asked == []
+
+
 async def test_networks_are_stored_by_id_and_must_exist(api: Api) -> None:
     spec = web()
     spec.task.networks.add(network="backend")

@@ -101,6 +101,7 @@ CREATE: list[tuple[list[str], dict[str, Any]]] = [
     (["--entrypoint", "sh -c 'a b'"], {f"{BOX}.command": ["sh", "-c", "a b"]}),
     (["--endpoint-mode", "dnsrr"], {"endpoint_mode": "dnsrr"}),
     (["--with-registry-auth"], {}),
+    (["--no-resolve-image"], {}),
 ]  # fmt: skip
 
 
