@@ -2,7 +2,7 @@
 
 `RelayClient` is a follower's `Uplink`: it keeps one stream to the leader open and carries over it which sessions began and
 ended, who was heard (four times a heartbeat period, also when nobody was: that is the follower's own sign of life), what
-agents have programmed, and statuses in batches, one at a time. The leader answers with acknowledgements, the watermark,
+agents have programmed, and statuses in batches, a few at a time. The leader answers with acknowledgements, the watermark,
 sessions to be ended, and its own signs of life. When the stream breaks everything is announced again on the next one.
 `RelayServicer` is the leader's end.
 """
@@ -33,6 +33,8 @@ from orchestrator.dispatcher.statuses import StatusBatch
 log = logging.getLogger(__name__)
 
 GATHER = 0.002  # seconds in which a follower gathers statuses; the leader gathers again
+GATHER_ACKS = 0.02  # seconds between two messages of what agents have programmed
+MAX_FLIGHTS = 3  # batches of statuses on their way to the leader
 SILENT_TICKS = 4  # of missing signs of life, after which a follower or a leader counts as silent
 UNHEARD_TIMEOUT = 3.0  # seconds without a word of the leader, after which the stream is opened anew
 MAXIMUM_QUEUE = 10_000  # messages waiting for a slow peer
@@ -51,7 +53,7 @@ class RelayClient:
         self._programmed: dict[str, int] = {}
         self._programmed_waiting = asyncio.Event()
         self._statuses_waiting = asyncio.Event()
-        self._batch: StatusBatch | None = None
+        self._batches: list[StatusBatch] = []  # under way, in order
         self._batch_done = asyncio.Event()
 
     # ----------------------------------------------------------------------------------------------------- the sessions
@@ -125,9 +127,9 @@ class RelayClient:
                 await self._while_it_lasts(call)
         finally:
             self._queue = None
-            if self._batch is not None:
-                self._hub.statuses.give_back(self._batch)
-                self._batch = None
+            for batch in reversed(self._batches):  # of two statuses of a task that is back the newer one stays
+                self._hub.statuses.give_back(batch)
+            self._batches.clear()
 
     async def _while_it_lasts(self, call: Any) -> None:
         """Raises Unavailable when the stream is over."""
@@ -162,10 +164,9 @@ class RelayClient:
     def _take(self, answer: dispatcher.RelayDown) -> None:
         match answer.WhichOneof("message"):
             case "status_ack":
-                if self._batch is not None and self._batch.number == answer.status_ack.sequence:
-                    self._hub.acknowledge(self._batch.sequences)
-                    self._batch = None
-                    self._batch_done.set()
+                while self._batches and self._batches[0].number <= answer.status_ack.sequence:
+                    self._hub.acknowledge(self._batches.pop(0).sequences)
+                self._batch_done.set()
             case "watermark":
                 self._hub.announce_watermark(answer.watermark.index)
             case "supersede":
@@ -195,6 +196,7 @@ class RelayClient:
             self._programmed.clear()
             if acks:
                 self._send(dispatcher.RelayUp(acks=dispatcher.RelayAcks(acks=acks)))
+                await asyncio.sleep(GATHER_ACKS)
 
     async def _send_statuses(self) -> None:
         self._statuses_waiting.set()
@@ -203,11 +205,14 @@ class RelayClient:
             self._statuses_waiting.clear()
             while self._hub.statuses:
                 await asyncio.sleep(GATHER)
-                batch = self._batch = self._hub.statuses.take()
+                batch = self._hub.statuses.take()
+                self._batches.append(batch)
                 self._batch_done.clear()
                 relayed = dispatcher.RelayStatuses(sequence=batch.number, nodes=batch.by_node())
                 self._send(dispatcher.RelayUp(statuses=relayed))
-                await self._batch_done.wait()
+                while len(self._batches) >= MAX_FLIGHTS:
+                    await self._batch_done.wait()
+                    self._batch_done.clear()
 
 
 async def _from_queue(queue: asyncio.Queue[dispatcher.RelayUp]) -> AsyncIterator[dispatcher.RelayUp]:

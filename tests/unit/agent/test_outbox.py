@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm.v1 import types_pb2 as types
 
-from agent.session.outbox import MAX_BATCH, PATIENCE, Outbox
+from agent.session.outbox import MAX_BATCH, MAX_FLIGHTS, PATIENCE, Outbox
 
 PREPARING, RUNNING = types.TASK_STATE_PREPARING, types.TASK_STATE_RUNNING
 
@@ -40,17 +40,34 @@ def test_it_does_not_wait_for_ever() -> None:
     assert outbox.take(PATIENCE) is not None
 
 
-def test_one_batch_is_under_way_and_the_next_collects() -> None:
+def test_a_few_batches_are_under_way_and_the_next_collects() -> None:
     outbox = Outbox()
-    outbox.put("a", status(RUNNING), 0.0, urgent=True)
-    first = outbox.take(0.0)
-    assert first is not None
-    outbox.put("b", status(RUNNING), 0.0, urgent=True)
-    assert outbox.take(0.0) is None
-    outbox.acknowledged(first.sequence)
-    second = outbox.take(0.0)
-    assert second is not None and second.sequence > first.sequence
-    assert len(outbox) == 1
+    sent = []
+    for name in ("a", "b", "c"):
+        outbox.put(name, status(RUNNING), 0.0, urgent=True)
+        batch = outbox.take(0.0)
+        assert batch is not None
+        sent.append(batch.sequence)
+    assert len(sent) == MAX_FLIGHTS
+    outbox.put("d", status(RUNNING), 0.0, urgent=True)
+    outbox.put("e", status(RUNNING), 0.0, urgent=True)
+    assert outbox.due_at() is None and outbox.take(0.0) is None
+    outbox.acknowledged(sent[1])  # and with it the one before
+    assert len(outbox) == 3
+    last = outbox.take(0.0)
+    assert last is not None and last.sequence > sent[2]
+    assert [update.task_id for update in last.updates] == ["d", "e"]
+
+
+def test_of_two_statuses_under_way_the_newer_goes_again() -> None:
+    outbox = Outbox()
+    for state in (PREPARING, RUNNING):
+        outbox.put("a", status(state), 0.0, urgent=True)
+        assert outbox.take(0.0) is not None
+    outbox.session_lost(1.0)
+    batch = outbox.take(1.0)
+    assert batch is not None
+    assert [update.status.state for update in batch.updates] == [RUNNING]
 
 
 def test_an_acknowledgement_of_an_earlier_session_means_nothing() -> None:
