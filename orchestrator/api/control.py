@@ -1,6 +1,7 @@
 """The `Control` service: what people and tools ask of the managers.
 
 Each method reads a linearizable snapshot or makes one transaction; what it decides is in the pure modules beside this one.
+Reads that ask for it (`stale`) get this manager's replica as it is, without asking the others.
 Writes are decided and committed one after another, so that a decision never rests on what another write is just changing.
 A request id that was answered before is answered again, before any check that the first success would make fail.
 """
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from swarm.apart import apart
 from swarm.clock import Clock
-from swarm.errors import InvalidArgument
+from swarm.errors import InvalidArgument, Unavailable
 from swarm.identity import Role
 from swarm.ids import IdSource
 from swarm.names import ENROLMENT_PORT
@@ -48,6 +49,18 @@ _PLACES = {
 _PEOPLE = {"admin": Role.ADMIN, "viewer": Role.VIEWER}
 
 ObjectT = TypeVar("ObjectT", bound=StoreObject)
+ShownT = TypeVar(
+    "ShownT",
+    control_pb2.ListNodesResponse,
+    control_pb2.GetNodeResponse,
+    control_pb2.ListServicesResponse,
+    control_pb2.GetServiceResponse,
+    control_pb2.ListTasksResponse,
+    control_pb2.GetTaskResponse,
+    control_pb2.ListNetworksResponse,
+    control_pb2.GetNetworkResponse,
+)
+_Read = control_pb2.ListRequest | control_pb2.ListTasksRequest | control_pb2.GetRequest
 Decide = Callable[[Snapshot], list[Change]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -95,6 +108,18 @@ class ControlService(ControlServicer):
         """Everything that was committed before the call. Raises Unavailable."""
         await self._consensus.read_barrier(timeout=READ_TIMEOUT)
         return self._store.snapshot()
+
+    async def _shown(self, request: _Read, show: Callable[[Snapshot], ShownT]) -> ShownT:
+        """What `show` makes of everything that was committed before the call; where the request is content with a stale
+        answer, of what this manager has applied. Raises Unavailable."""
+        if not request.stale:
+            return show(await self._read())
+        snapshot = self._store.snapshot()
+        if snapshot.cluster is None:
+            raise Unavailable("this manager has not received the cluster's state yet; ask another one")
+        answer = show(snapshot)
+        answer.replica.CopyFrom(views.replica(snapshot, self._consensus.leadership(), self._node_id))
+        return answer
 
     async def _write(self, kind: type[ObjectT], request_id: str, decide: Decide) -> ObjectT | None:
         """Commits what `decide` returns; returns the object of `kind` that was written, now or by the same request before.
@@ -193,10 +218,14 @@ class ControlService(ControlServicer):
             yield control_pb2.SnapshotChunk(data=data)
 
     async def ListNodes(self, request: control_pb2.ListRequest, context: Context) -> control_pb2.ListNodesResponse:
-        return lists.list_nodes(await self._read(), self._consensus.status(), request)
+        return await self._shown(
+            request, lambda snapshot: lists.list_nodes(snapshot, self._consensus.status(), request)
+        )
 
     async def GetNode(self, request: control_pb2.GetRequest, context: Context) -> control_pb2.GetNodeResponse:
-        return control_pb2.GetNodeResponse(node=find_node(await self._read(), request.reference))
+        return await self._shown(
+            request, lambda snapshot: control_pb2.GetNodeResponse(node=find_node(snapshot, request.reference))
+        )
 
     async def UpdateNode(
         self, request: control_pb2.UpdateNodeRequest, context: Context
@@ -244,11 +273,14 @@ class ControlService(ControlServicer):
     async def ListServices(
         self, request: control_pb2.ListRequest, context: Context
     ) -> control_pb2.ListServicesResponse:
-        return lists.list_services(await self._read(), request)
+        return await self._shown(request, lambda snapshot: lists.list_services(snapshot, request))
 
     async def GetService(self, request: control_pb2.GetRequest, context: Context) -> control_pb2.GetServiceResponse:
-        snapshot = await self._read()
-        return control_pb2.GetServiceResponse(summary=summarize(snapshot, find_service(snapshot, request.reference)))
+        def show(snapshot: Snapshot) -> control_pb2.GetServiceResponse:
+            service = find_service(snapshot, request.reference)
+            return control_pb2.GetServiceResponse(summary=summarize(snapshot, service))
+
+        return await self._shown(request, show)
 
     async def UpdateService(
         self, request: control_pb2.UpdateServiceRequest, context: Context
@@ -333,14 +365,15 @@ class ControlService(ControlServicer):
     # -------------------------------------------------------------------------------------------------------------- tasks
 
     async def ListTasks(self, request: control_pb2.ListTasksRequest, context: Context) -> control_pb2.ListTasksResponse:
-        return lists.list_tasks(await self._read(), request)
+        return await self._shown(request, lambda snapshot: lists.list_tasks(snapshot, request))
 
     async def GetTask(self, request: control_pb2.GetRequest, context: Context) -> control_pb2.GetTaskResponse:
-        snapshot = await self._read()
-        task = find_task(snapshot, request.reference)
-        return control_pb2.GetTaskResponse(
-            task=task, revision=snapshot.revisions.get(task.revision_id), names=lists.names_of(snapshot, task)
-        )
+        def show(snapshot: Snapshot) -> control_pb2.GetTaskResponse:
+            task = find_task(snapshot, request.reference)
+            revision = snapshot.revisions.get(task.revision_id)
+            return control_pb2.GetTaskResponse(task=task, revision=revision, names=lists.names_of(snapshot, task))
+
+        return await self._shown(request, show)
 
     # ----------------------------------------------------------------------------------------------------------- networks
 
@@ -358,12 +391,14 @@ class ControlService(ControlServicer):
     async def ListNetworks(
         self, request: control_pb2.ListRequest, context: Context
     ) -> control_pb2.ListNetworksResponse:
-        return lists.list_networks(await self._read(), request)
+        return await self._shown(request, lambda snapshot: lists.list_networks(snapshot, request))
 
     async def GetNetwork(self, request: control_pb2.GetRequest, context: Context) -> control_pb2.GetNetworkResponse:
-        snapshot = await self._read()
-        network = find_network(snapshot, request.reference)
-        return control_pb2.GetNetworkResponse(network=network, tasks=lists.tasks_on(snapshot, network))
+        def show(snapshot: Snapshot) -> control_pb2.GetNetworkResponse:
+            network = find_network(snapshot, request.reference)
+            return control_pb2.GetNetworkResponse(network=network, tasks=lists.tasks_on(snapshot, network))
+
+        return await self._shown(request, show)
 
     async def RemoveNetwork(self, request: control_pb2.RemoveRequest, context: Context) -> control_pb2.RemoveResponse:
         removed = request.reference

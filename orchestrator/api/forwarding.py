@@ -124,6 +124,8 @@ class Forwarder:
         if method.place in (Place.ANYWHERE, Place.ANYWHERE_IF_FOUND):
             return await self._answer(method, data, context)
         request = method.handler.request_deserializer(data)
+        if is_stale(request):
+            return await self._answer(method, data, context)
         search = _Search(self)
         while True:
             leader = await search.leader()
@@ -379,6 +381,11 @@ def is_repeatable(request: Any) -> bool:
     if "request_id" not in request.DESCRIPTOR.fields_by_name:
         return True
     return bool(request.request_id)
+
+
+def is_stale(request: Any) -> bool:
+    """Whether the caller is content with what any one manager's replica holds."""
+    return "stale" in request.DESCRIPTOR.fields_by_name and bool(request.stale)
 
 
 def _lost(error: grpc.aio.AioRpcError, leader: Member) -> Exception:

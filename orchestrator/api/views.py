@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm.v1 import control_pb2, types_pb2
 
-from orchestrator.consensus import ConsensusStatus
+from orchestrator.consensus import ConsensusStatus, Leadership
 from orchestrator.store import Events, Kind, Snapshot, Watch, copy_of
 
 
@@ -35,6 +35,11 @@ def info(snapshot: Snapshot, status: ConsensusStatus, node_id: str, version: str
         services=len(snapshot.services),
         tasks=len(snapshot.tasks),
     )
+
+
+def replica(snapshot: Snapshot, leadership: Leadership, node_id: str) -> control_pb2.Replica:
+    """Of which state a stale answer is."""
+    return control_pb2.Replica(node_id=node_id, index=snapshot.index, leader_id=leadership.leader_id)
 
 
 def members(status: ConsensusStatus) -> list[control_pb2.RaftMemberInfo]:

@@ -12,9 +12,10 @@ from orchestrator.cli import completion
 from orchestrator.cli.target import Target
 
 if TYPE_CHECKING:
-    from swarm.v1.control_pb2 import Filter
+    from swarm.v1.control_pb2 import Filter, Replica
+    from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Session
+    from orchestrator.cli.session import Caller, Session
 
 T = TypeVar("T")
 PAGE_SIZE = 1000
@@ -42,6 +43,23 @@ def session(context: typer.Context) -> Session:
     made = Session((target if isinstance(target, Target) else Target()).find())
     context.call_on_close(made.close)
     return made
+
+
+def reading(context: typer.Context, stale: bool) -> Caller[ControlStub]:
+    """The managers, for a command that only reads. With `stale` it ends by saying how old its answer may be."""
+    managers = session(context).control(stale=stale)
+    if stale:
+        context.call_on_close(lambda: _tell_replica(managers.replica))
+    return managers
+
+
+def _tell_replica(replica: Replica | None) -> None:
+    from orchestrator.cli import output
+
+    if replica is None:
+        return
+    age = "may be a moment behind" if replica.leader_id else "knows no leader: later changes may be missing"
+    output.note(f"Read at index {replica.index} from the replica of manager {replica.node_id}, which {age}.")
 
 
 def filters(words: Iterable[str] | None) -> list[Filter]:

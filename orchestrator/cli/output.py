@@ -30,6 +30,14 @@ class Cell:
     style: str = ""
 
 
+Stale = Annotated[
+    bool,
+    typer.Option(
+        "--stale", help="Let any one manager answer from its own replica: also without a quorum, maybe outdated"
+    ),
+]
+
+
 @dataclass
 class ListOptions:
     """The flags of every command that lists."""
@@ -43,11 +51,19 @@ class ListOptions:
 
 
 @dataclass
+class SwarmListOptions(ListOptions):
+    """The flags of commands that list what the managers hold."""
+
+    stale: Stale = False
+
+
+@dataclass
 class InspectOptions:
-    """The flags of every command that shows objects in full."""
+    """The flags of every command that shows in full what the managers hold."""
 
     format: Annotated[str, typer.Option("--format", "-f", metavar="json|pretty", help="How to print")] = "json"
     pretty: Annotated[bool, typer.Option("--pretty", help="Print for people instead of JSON")] = False
+    stale: Stale = False
 
     def __post_init__(self) -> None:
         check_format(self.format, ("json", "pretty"))

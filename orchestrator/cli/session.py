@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import grpc
 from swarm.channels import open_blocking_channel, open_blocking_local
@@ -39,6 +39,7 @@ from swarm.retry import Backoff
 from orchestrator.cli.target import Endpoint, Places
 
 if TYPE_CHECKING:
+    from swarm.v1.control_pb2 import Replica
     from swarm.v1.control_pb2_grpc import ControlStub
     from swarm.v1.node_pb2 import LocalState
     from swarm.v1.node_pb2_grpc import ImagesStub, LocalNodeStub
@@ -85,16 +86,20 @@ class Caller(Generic[StubT]):
         hint: str = "is swarmd running there?",
         final: bool = False,
         patience: float = PATIENCE,
+        stale: bool = False,
         shell: Shell | None = None,
     ) -> None:
-        """`final`: what one place says holds, also that something cannot be reached; no other place would know better."""
+        """`final`: what one place says holds, also that something cannot be reached; no other place would know better.
+        `stale`: reads are content with what the manager that answers has in its replica."""
         self._endpoints = list(endpoints)
         self._make_stub = make_stub
         self._what = what
         self._hint = hint
         self._final = final
         self._patience = patience
+        self._stale = stale
         self._shell = shell or Shell()
+        self.replica: Replica | None = None  # of which state the last stale answer was
         self._open: dict[Endpoint, tuple[grpc.Channel, StubT]] = {}
 
     def close(self) -> None:
@@ -109,16 +114,22 @@ class Caller(Generic[StubT]):
         *,
         timeout: float = ATTEMPT_TIMEOUT,
     ) -> ResponseT:
-        """Calls a method that answers once. A `request_id` that the request has room for is filled in.
+        """Calls a method that answers once. A `request_id` and `stale` are filled in where the request has room for them.
 
         Raises what the manager said; Unavailable where no manager answers; OutcomeUnknown where a write may have happened.
         """
         writes = self._give_id(request)
+        stale = self._stale and _has(request, "stale")
+        if stale:
+            cast(Any, request).stale = True
 
         def attempt(stub: StubT, seconds: float) -> ResponseT:
             return method(stub)(request, timeout=seconds)
 
-        return self._persist(attempt, timeout, writes)
+        answer: Any = self._persist(attempt, timeout, writes)
+        if stale and _has(answer, "replica") and answer.HasField("replica"):  # an older manager's answer has none
+            self.replica = answer.replica
+        return cast(ResponseT, answer)
 
     def stream(
         self,
@@ -164,7 +175,7 @@ class Caller(Generic[StubT]):
 
     def _give_id(self, request: Any) -> bool:
         """Whether the request writes, which is what its `request_id` says."""
-        if "request_id" not in request.DESCRIPTOR.fields_by_name:
+        if not _has(request, "request_id"):
             return False
         if not request.request_id:
             request.request_id = self._shell.new_id()
@@ -280,6 +291,10 @@ class Caller(Generic[StubT]):
         return Unavailable(f"no {self._what} is reachable ({reasons}); {self._hint}")
 
 
+def _has(message: Any, field: str) -> bool:
+    return field in message.DESCRIPTOR.fields_by_name
+
+
 def _first_of(call: Any) -> Any:
     """A stream after its first answer has come (or its end, or its failure): so that a dead manager shows at once."""
     return _Peeked(call)
@@ -346,13 +361,14 @@ class Session:
         self._shell = shell
         self._callers: list[Caller[Any]] = []
 
-    def control(self) -> Caller[ControlStub]:
-        """The managers. Raises FailedPrecondition where this host is no manager, or in no swarm."""
+    def control(self, *, stale: bool = False) -> Caller[ControlStub]:
+        """The managers; `stale`: any replica will do for reads. Raises FailedPrecondition where this host is no manager, or
+        in no swarm."""
         from swarm.v1.control_pb2_grpc import ControlStub
 
         if not self._places.control:
             raise self._no_manager()
-        return self._made(Caller[ControlStub](self._places.control, ControlStub, **self._how("manager")))
+        return self._made(Caller[ControlStub](self._places.control, ControlStub, stale=stale, **self._how("manager")))
 
     def local(self) -> Caller[LocalNodeStub]:
         """The node daemon of one host: which one must not be a guess."""

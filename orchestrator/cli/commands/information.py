@@ -20,7 +20,13 @@ from orchestrator.cli.session import Session
 Format = Annotated[str, typer.Option("--format", "-f", metavar="table|json", help="How to print")]
 
 
-def info(context: typer.Context, output_format: Format = "table") -> None:
+def info(
+    context: typer.Context,
+    output_format: Format = "table",
+    _stale: Annotated[
+        bool, typer.Option("--stale", help="Changes nothing: one manager's own view is what this command always shows")
+    ] = False,
+) -> None:
     """Show this host, its swarm and the managers' consensus."""
     output.check_format(output_format)
     made = session(context)
@@ -50,7 +56,7 @@ def info(context: typer.Context, output_format: Format = "table") -> None:
 def _names(made: Session) -> dict[str, str]:
     """Names of nodes by id; none where they cannot be had: ids tell the same, less readably."""
     try:
-        managers = made.control()
+        managers = made.control(stale=True)  # that of the manager that tells the rest; works without a leader
         return {
             node.id: name_of(node)
             for page in pages(

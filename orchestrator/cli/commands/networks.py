@@ -19,11 +19,12 @@ from orchestrator.cli.invocation import (
     for_each,
     inspect_each,
     pages,
+    reading,
     session,
 )
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.messages import as_json
-from orchestrator.cli.output import Cell, InspectOptions, ListOptions
+from orchestrator.cli.output import Cell, InspectOptions, SwarmListOptions
 from orchestrator.cli.parsing import quantities
 from orchestrator.cli.parsing.fields import assignments, labels
 from orchestrator.cli.pretty import network_lines
@@ -92,11 +93,11 @@ def new_spec(name: str, options: NetworkFlags) -> types.NetworkSpec:
     )
 
 
-@takes(ListOptions)
-def ls(context: typer.Context, filter_: FilterFlag = None, *, options: ListOptions) -> None:
+@takes(SwarmListOptions)
+def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmListOptions) -> None:
     """List networks."""
     wanted = filters(filter_)
-    managers = session(context).control()
+    managers = reading(context, options.stale)
     found = [
         network
         for page in pages(
@@ -126,7 +127,7 @@ def ls(context: typer.Context, filter_: FilterFlag = None, *, options: ListOptio
 @takes(InspectOptions)
 def inspect(context: typer.Context, networks: Networks, *, options: InspectOptions) -> None:
     """Show networks in full."""
-    managers = session(context).control()
+    managers = reading(context, options.stale)
 
     def get(reference: str) -> control.GetNetworkResponse:
         return managers.call(lambda stub: stub.GetNetwork, control.GetRequest(reference=reference))

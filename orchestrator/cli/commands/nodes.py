@@ -12,10 +12,20 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import completion, output, words
-from orchestrator.cli.invocation import PAGE_SIZE, FilterFlag, Nodes, filters, for_each, inspect_each, pages, session
+from orchestrator.cli.invocation import (
+    PAGE_SIZE,
+    FilterFlag,
+    Nodes,
+    filters,
+    for_each,
+    inspect_each,
+    pages,
+    reading,
+    session,
+)
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.messages import as_json
-from orchestrator.cli.output import Cell, InspectOptions, ListOptions
+from orchestrator.cli.output import Cell, InspectOptions, SwarmListOptions
 from orchestrator.cli.parsing.fields import labels
 from orchestrator.cli.pretty import node_lines
 from orchestrator.cli.task_table import print_tasks
@@ -39,11 +49,11 @@ _ROLES = {"worker": types.NODE_ROLE_WORKER, "manager": types.NODE_ROLE_MANAGER}
 _STATUS_STYLES = {types.NODE_STATE_READY: "green", types.NODE_STATE_DOWN: "red"}
 
 
-@takes(ListOptions)
-def ls(context: typer.Context, filter_: FilterFlag = None, *, options: ListOptions) -> None:
+@takes(SwarmListOptions)
+def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmListOptions) -> None:
     """List nodes."""
     wanted = filters(filter_)
-    managers = session(context).control()
+    managers = reading(context, options.stale)
     nodes: list[types.Node] = []
     statuses: dict[str, str] = {}
     for page in pages(
@@ -104,7 +114,7 @@ def _resolve_self(managers: Caller[ControlStub], reference: str) -> str:
 @takes(InspectOptions)
 def inspect(context: typer.Context, nodes: Nodes, *, options: InspectOptions) -> None:
     """Show nodes in full; `self` is the node that answers."""
-    managers = session(context).control()
+    managers = reading(context, options.stale)
 
     def get(reference: str) -> types.Node:
         wanted = control.GetRequest(reference=_resolve_self(managers, reference))
@@ -113,7 +123,7 @@ def inspect(context: typer.Context, nodes: Nodes, *, options: InspectOptions) ->
     inspect_each(nodes, get, document=as_json, pretty=node_lines if options.pretty else None)
 
 
-@takes(ListOptions)
+@takes(SwarmListOptions)
 def ps(
     context: typer.Context,
     nodes: Annotated[
@@ -122,11 +132,11 @@ def ps(
     ] = None,
     filter_: FilterFlag = None,
     *,
-    options: ListOptions,
+    options: SwarmListOptions,
 ) -> None:
     """List the tasks on nodes."""
     wanted = filters(filter_)
-    managers = session(context).control()
+    managers = reading(context, options.stale)
     chosen = []
     for reference in nodes or [SELF]:
         request = control.GetRequest(reference=_resolve_self(managers, reference))

@@ -16,22 +16,23 @@ from orchestrator.cli.invocation import (
     for_each,
     inspect_each,
     pages,
+    reading,
     session,
 )
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.messages import as_json
-from orchestrator.cli.output import Cell, InspectOptions, ListOptions
+from orchestrator.cli.output import Cell, InspectOptions, SwarmListOptions
 from orchestrator.cli.parsing import ports
 from orchestrator.cli.task_table import print_tasks
 
 COLUMNS = ("ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS")
 
 
-@takes(ListOptions)
-def ls(context: typer.Context, filter_: FilterFlag = None, *, options: ListOptions) -> None:
+@takes(SwarmListOptions)
+def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmListOptions) -> None:
     """List services."""
     wanted = filters(filter_)
-    managers = session(context).control()
+    managers = reading(context, options.stale)
     found = [
         summary
         for page in pages(
@@ -90,11 +91,11 @@ def ports_of(service: types.Service) -> list[types.PortConfig]:
     return [port for port in found if port.mode != types.PUBLISH_MODE_HOST]
 
 
-@takes(ListOptions)
-def ps(context: typer.Context, services: Services, filter_: FilterFlag = None, *, options: ListOptions) -> None:
+@takes(SwarmListOptions)
+def ps(context: typer.Context, services: Services, filter_: FilterFlag = None, *, options: SwarmListOptions) -> None:
     """List the tasks of services, with their history."""
     wanted = filters(filter_)
-    managers = session(context).control()
+    managers = reading(context, options.stale)
     ids: list[str] = []
     missing: list[NotFound] = []
     for reference in services:
@@ -114,7 +115,7 @@ def inspect(context: typer.Context, services: Services, *, options: InspectOptio
     """Show services in full."""
     from orchestrator.cli.pretty import service_lines
 
-    managers = session(context).control()
+    managers = reading(context, options.stale)
 
     def get(reference: str) -> control.ServiceSummary:
         return managers.call(lambda stub: stub.GetService, control.GetRequest(reference=reference)).summary

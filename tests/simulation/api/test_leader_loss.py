@@ -206,3 +206,6 @@ async def test_without_a_quorum_the_numbers_are_told(tmp_path: Path, monkeypatch
         assert "no leader: 1 of 3 managers reachable, a quorum needs 2" in str(caught.value)
         info = await api.GetInfo(control_pb2.GetInfoRequest(), timeout=TIMEOUT)
         assert info.node_id == "m3"
+        old = await api.ListServices(control_pb2.ListRequest(stale=True), timeout=TIMEOUT)
+        assert [summary.service.spec.name for summary in old.services] == ["first"]
+        assert old.replica.node_id == "m3" and not old.replica.leader_id

@@ -545,3 +545,34 @@ async def test_tasks_are_listed_with_names_and_found_by_them(api: Api) -> None:
     found = await api.service.GetTask(control_pb2.GetRequest(reference="web.1"), CONTEXT)
     assert found.task.id == "t1"
     assert found.revision.number == 1
+
+
+async def test_a_stale_read_needs_no_leader_and_says_of_which_state_it_is(api: Api) -> None:
+    await create(api, web())
+    index = api.snapshot.index
+    api.log.lose_leadership()
+    with pytest.raises(Unavailable):
+        await api.service.ListServices(control_pb2.ListRequest(), CONTEXT)
+
+    listed = await api.service.ListServices(control_pb2.ListRequest(stale=True), CONTEXT)
+    assert [summary.service.spec.name for summary in listed.services] == ["web"]
+    assert listed.replica == control_pb2.Replica(node_id="m1", index=index, leader_id="")
+
+    one = control_pb2.GetRequest(reference="web", stale=True)
+    tasks = control_pb2.ListTasksRequest(stale=True)
+    assert (await api.service.GetService(one, CONTEXT)).replica.index == index
+    assert (await api.service.ListTasks(tasks, CONTEXT)).replica.index == index
+    assert (await api.service.ListNodes(control_pb2.ListRequest(stale=True), CONTEXT)).replica.index == index
+    assert (await api.service.ListNetworks(control_pb2.ListRequest(stale=True), CONTEXT)).replica.index == index
+    node = control_pb2.GetRequest(reference=api.snapshot.nodes.named("host1")[0].id, stale=True)
+    assert (await api.service.GetNode(node, CONTEXT)).replica.index == index
+
+
+async def test_a_replica_without_any_state_gives_no_stale_answers() -> None:
+    with pytest.raises(Unavailable, match="not received the cluster's state"):
+        await Api().service.ListServices(control_pb2.ListRequest(stale=True), CONTEXT)
+
+
+async def test_an_answer_that_is_not_stale_names_no_replica(api: Api) -> None:
+    listed = await api.service.ListServices(control_pb2.ListRequest(), CONTEXT)
+    assert not listed.HasField("replica")

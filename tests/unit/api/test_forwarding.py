@@ -192,6 +192,14 @@ async def test_some_methods_are_answered_anywhere() -> None:
         assert (await stub.GetInfo(control_pb2.GetInfoRequest(), timeout=TIMEOUT)).node_id == "m2"
 
 
+async def test_a_read_that_may_be_stale_is_answered_by_whoever_is_asked() -> None:
+    async with three_managers() as cluster, cluster.stub("m2") as stub:
+        request = control_pb2.GetRequest(reference="x", stale=True)
+        assert (await stub.GetNode(request, timeout=TIMEOUT)).node.id == "m2"
+        cluster.elect("")
+        assert (await stub.GetNode(request, timeout=TIMEOUT)).node.id == "m2"
+
+
 async def test_the_leaders_refusal_arrives_as_it_is() -> None:
     async with three_managers() as cluster, cluster.stub("m2") as stub:
         error = await failure(stub.ListTasks(control_pb2.ListTasksRequest(), timeout=TIMEOUT))

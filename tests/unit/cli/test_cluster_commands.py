@@ -57,6 +57,36 @@ def test_nodes_show_leader_reachability_and_the_one_that_answers(script: Script,
     assert swarmctl("node", "ls", "-q").lines == ["m1-id", "m2-id", "w1-id"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("service", "ls"), ("service", "ps", "web"), ("service", "inspect", "--pretty", "web"), ("node", "ls"),
+        ("node", "inspect", "m1"), ("node", "ps", "m1"), ("network", "ls"), ("network", "inspect", "backend"),
+    ],
+)  # fmt: skip
+def test_stale_reads_ask_for_them_and_say_how_old_they_may_be(
+    script: Script, swarmctl: Run, words: tuple[str, ...]
+) -> None:
+    replica = control.Replica(node_id="m2", index=42)
+    script.answers.update(
+        GetInfo=control.GetInfoResponse(node_id="m2"),
+        ListServices=control.ListServicesResponse(replica=replica),
+        GetService=control.GetServiceResponse(replica=replica),
+        ListTasks=control.ListTasksResponse(replica=replica),
+        ListNodes=control.ListNodesResponse(replica=replica),
+        GetNode=control.GetNodeResponse(replica=replica),
+        ListNetworks=control.ListNetworksResponse(replica=replica),
+        GetNetwork=control.GetNetworkResponse(replica=replica),
+    )
+    result = swarmctl(*words, "--stale")
+    assert result.code == 0
+    assert "at index 42" in result.err and "knows no leader" in result.err
+    assert all(request.stale for method, request in script.requests if method != "GetInfo")
+    script.requests.clear()
+    swarmctl(*words)
+    assert not any(request.stale for method, request in script.requests if method != "GetInfo")
+
+
 def test_a_node_changes_in_what_is_named_only(script: Script, swarmctl: Run) -> None:
     read = host("w1")
     read.spec.labels.update({"keep": "1", "old": "2"})
