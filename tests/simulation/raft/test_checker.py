@@ -6,8 +6,8 @@ import pytest
 
 from tests.simulation.raft import world
 from tests.simulation.raft.defects import DEFECTS
-from tests.simulation.raft.linearizability import Operation, violations
 from tests.simulation.raft.test_simulation import run_kind
+from tests.support.linearizability import Operation, violations
 
 SEEDS = 150
 # Where each was found last: begin there, for speed. When the core changes another seed may find it, and the search goes on.
@@ -31,6 +31,10 @@ def read(value: str | None, called: float, returned: float) -> Operation:
     return Operation("k", "read", value, called, returned)
 
 
+def swap(expected: str | None, value: str, called: float, returned: float = float("inf")) -> Operation:
+    return Operation("k", "swap", value, called, returned, returned < float("inf"), expected)
+
+
 @pytest.mark.parametrize(
     "history",
     [
@@ -41,6 +45,8 @@ def read(value: str | None, called: float, returned: float) -> Operation:
         [write("a", 0, 9), write("b", 1, 8), read("a", 10, 11)],
         [write("a", 0, known=False), read(None, 1, 2), read("a", 3, 4)],
         [write("a", 0, known=False), write("b", 1, 2), read("b", 3, 4)],
+        [swap(None, "a", 0, 9), swap("a", "b", 0, 9), read("b", 10, 11)],
+        [write("a", 0, 1), swap("a", "b", 2), swap("a", "c", 3, 4), read("c", 5, 6)],  # b never happened
     ],
 )
 def test_a_possible_history_is_accepted(history: list[Operation]) -> None:
@@ -55,6 +61,8 @@ def test_a_possible_history_is_accepted(history: list[Operation]) -> None:
         [write("a", 0, 9), read("a", 1, 2), read(None, 3, 4)],  # time runs back
         [read("a", 0, 1), write("a", 2, known=False)],  # read before it was written
         [write("a", 0, 9), write("b", 0, 9), read("a", 10, 11), read("b", 12, 13)],
+        [write("a", 0, 1), swap("a", "b", 2, 9), swap("a", "c", 2, 9)],  # both from one
+        [write("a", 0, 1), swap("a", "b", 2, 3), read("a", 4, 5)],  # a lost swap
     ],
 )
 def test_an_impossible_history_is_refused(history: list[Operation]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from swarm.identity import TlsFiles
 
-from tests.simulation.raft.linearizability import Operation, violations
+from tests.support.linearizability import Operation, violations
 from tests.unit.raft.conftest import Lab, free_port
 
 ROOT = Path(__file__).parents[3]

@@ -27,8 +27,8 @@ from orchestrator.raft.journal import Journal
 from orchestrator.raft.links import Links
 from orchestrator.raft.proposals import Outcome, Proposal
 from orchestrator.raft.snapshots import Snapshot, SnapshotStore, file_name
-from tests.simulation.raft.linearizability import Operation, violations
 from tests.simulation.raft.virtual_disk import Crashed, VirtualDirectory
+from tests.support.linearizability import Operation, violations
 
 STEP = 0.015  # seconds of virtual time
 KEYS = ("a", "b", "c", "d")

@@ -1,14 +1,15 @@
 """Is a history of reads and writes linearizable? The search of Wing and Gong, with Lowe's memory of visited states.
 
-Every key is a register of its own, so each key's history is judged alone. Writes carry unique values. A write whose outcome
-is unknown may have happened at any time after its call, or never: one that no read saw is left out (leaving it out never
+Every key is a register of its own, so each key's history is judged alone. Writes carry unique values. A swap is a write that
+happens only where the register holds what its caller expects; who expects a value has read it. A write or swap whose outcome is
+unknown may have happened at any time after its call, or never: one that no read saw is left out (leaving it out never
 makes an explanation impossible), one that a read saw must have happened before that read returned.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FOREVER = float("inf")
 
@@ -18,11 +19,12 @@ class Operation:
     """One call, as a client saw it."""
 
     key: str
-    kind: str  # "read" or "write"
+    kind: str  # "read", "write" or "swap"
     value: str | None  # written, or read (None: nothing there)
     called: float
     returned: float = FOREVER
     known: bool = True  # False: the write's outcome is unknown
+    expected: str | None = None  # what a swap replaces
 
 
 def violations(history: list[Operation]) -> list[str]:
@@ -47,7 +49,7 @@ def _prepared(operations: list[Operation]) -> list[Operation]:
         if operation.known:
             prepared.append(operation)
         elif operation.value in seen:
-            prepared.append(Operation(operation.key, "write", operation.value, operation.called, seen[operation.value]))
+            prepared.append(replace(operation, returned=seen[operation.value], known=True))
     return sorted(prepared, key=lambda operation: operation.called)
 
 
@@ -65,7 +67,9 @@ def _explained(operations: list[Operation]) -> bool:
         visited.add((done, value))
         earliest = FOREVER
         candidates = []
-        for position, operation in enumerate(operations):
+        first = (~done & (done + 1)).bit_length() - 1  # all before it are done
+        for position in range(first, len(operations)):
+            operation = operations[position]
             if done >> position & 1:
                 continue
             if operation.called > earliest:
@@ -76,8 +80,8 @@ def _explained(operations: list[Operation]) -> bool:
             operation = operations[position]
             if operation.called > earliest:
                 continue
-            if operation.kind == "write":
+            if operation.kind == "write" or (operation.kind == "swap" and operation.expected == value):
                 stack.append((done | 1 << position, operation.value))
-            elif operation.value == value:
+            elif operation.kind == "read" and operation.value == value:
                 stack.append((done | 1 << position, value))
     return not operations
