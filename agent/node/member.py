@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 CORES_PER_START = (
     2  # a start keeps one busy (the OCI runtime), and the agent's own thread; more at once only take turns
 )
+ORDERS_TIMEOUT = 1.0  # seconds for the managers to order the tasks of a node that leaves to stop
+DRAIN_TIMEOUT = 30.0  # seconds for tasks to stop as ordered; what is left then is stopped without draining
 LEAVE_TIMEOUT = 120.0  # seconds for all tasks to end when the node leaves
 REPORT_TIMEOUT = 3.0  # seconds for their last statuses to reach a manager
 _BACKOFF = Backoff(first=0.5, maximum=10.0)
@@ -314,15 +316,32 @@ class Member:
     # ------------------------------------------------------------------------------------------------------ leaving
 
     async def stop_tasks(self) -> None:
-        """Ends and removes all tasks, and lets the managers hear of it. Raises DeadlineExceeded."""
-        self._leaving = True
-        await self.tasks.remove_all(LEAVE_TIMEOUT)
+        """Ends and removes all tasks, and lets the managers hear of it. Raises DeadlineExceeded: then the node stays."""
+        self.session.leave()
+        try:
+            await self._drain_tasks()
+            self._leaving = True
+            await self.tasks.remove_all(LEAVE_TIMEOUT)
+        except BaseException:
+            self._leaving = False
+            self.session.leave(False)
+            raise
         try:
             async with asyncio.timeout(REPORT_TIMEOUT):
                 while self.session.unacknowledged and self.session.connected_to:  # noqa: ASYNC110 – rare and bounded
                     await asyncio.sleep(0.05)
         except TimeoutError:
             log.warning("the managers did not confirm the last statuses of this node's tasks")
+
+    async def _drain_tasks(self) -> None:
+        """To the managers this node is down now: they replace its tasks and order these to stop, which then drain as ever."""
+        now = self._parts.clock.monotonic
+        ordered_until = now() + ORDERS_TIMEOUT
+        drained_until = now() + DRAIN_TIMEOUT
+        while self.session.connected_to and len(self.tasks):
+            if now() >= (drained_until if self.tasks.stopping else ordered_until):
+                return
+            await asyncio.sleep(0.05)
 
 
 def _role(role: types.NodeRole.ValueType) -> Role:

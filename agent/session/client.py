@@ -91,6 +91,7 @@ class SessionClient:
         self._wake = asyncio.Event()
         self._applied_index = 0
         self._heartbeat = DEFAULT_HEARTBEAT
+        self._leaving = False
         self._strangers: set[str] = set()  # managers that do not know this node, since the last session
         self.connected_to = ""
         self.problem = ""  # why there is no session
@@ -108,6 +109,12 @@ class SessionClient:
 
     def networks_applied(self, index: int) -> None:
         self._applied_index = index
+        self._wake.set()
+
+    def leave(self, leaving: bool = True) -> None:
+        """Tells the managers that this node leaves: they replace its tasks. With `leaving` False it stays after all, which a
+        new session tells them."""
+        self._leaving = leaving
         self._wake.set()
 
     @property
@@ -243,9 +250,15 @@ class SessionClient:
         """Everything that there is to say, as it comes up; a heartbeat at least every period."""
         acknowledged = 0
         ack_at = 0.0
+        said_leaving = False
         beat_at = self._clock.monotonic() + self._heartbeat
         while True:
             self._wake.clear()
+            if said_leaving and not self._leaving:
+                raise Unavailable("this node does not leave the swarm after all")
+            if self._leaving and not said_leaving:
+                await call.write(dispatcher.AgentMessage(leaving=dispatcher.Leaving()))
+                said_leaving = True
             if self._applied_index > acknowledged and self._clock.monotonic() >= ack_at:
                 acknowledged = self._applied_index
                 ack_at = self._clock.monotonic() + ACK_PAUSE

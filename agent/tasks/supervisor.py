@@ -22,6 +22,7 @@ from agent.runtime.interface import ContainerPhase
 from agent.session.mirror import Mirror
 from agent.tasks.events import Found
 from agent.tasks.host import TaskHost
+from agent.tasks.machine import is_stop
 from agent.tasks.records import TaskRecord
 from agent.tasks.worker import TaskWorker
 
@@ -186,6 +187,13 @@ class TaskSupervisor:
     def __len__(self) -> int:
         """Tasks that are not finished."""
         return sum(not worker.machine.finished for worker in self._workers.values())
+
+    @property
+    def stopping(self) -> int:
+        """Tasks that the managers want stopped and that have not ended."""
+        return sum(
+            is_stop(worker.task.desired_state) and not worker.machine.finished for worker in self._workers.values()
+        )
 
     def worker(self, task_id: str) -> TaskWorker | None:
         return self._workers.get(task_id)

@@ -46,6 +46,10 @@ class Uplink(Protocol):
 
     def ended(self, session: Session) -> None: ...
 
+    def leaving(self, session: Session) -> None:
+        """The node said in this session that it leaves the swarm."""
+        ...
+
     def alive(self, node_id: str) -> None: ...
 
     def programmed(self, node_id: str, index: int) -> None:
@@ -179,6 +183,12 @@ class Dispatcher:
     def alive(self, session: Session) -> None:
         if self._uplink is not None and session.session_id in self._sessions:
             self._uplink.alive(session.node_id)
+
+    def leaving(self, session: Session) -> None:
+        """The node of this session leaves the swarm."""
+        session.leaving = True
+        if self._uplink is not None and session.session_id in self._sessions:
+            self._uplink.leaving(session)
 
     def report(self, session: Session, batch: dispatcher.StatusBatch) -> None:
         """Statuses of an agent. Raises ResourceExhausted."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 from swarm.errors import Conflict, OutcomeUnknown, SwarmError
+from swarm.names import NODE_LEFT
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
@@ -51,6 +52,10 @@ class RelayedManager(Protocol):
 
     def alive(self, period: float, now: float) -> None: ...
 
+    def close(self) -> None:
+        """Ends the connection; the follower opens another one."""
+        ...
+
 
 class LeaderSide:
     """The `Uplink` of the manager that leads, and what followers' relays report to."""
@@ -65,6 +70,7 @@ class LeaderSide:
         self._acknowledgements = AcknowledgementTable()
         self._intents = NodeIntents()
         self._down: set[str] = set()  # nodes that this leader called down
+        self._leaving: set[str] = set()  # nodes that said so in the session that they hold
         self._relays: dict[str, RelayedManager] = {}
         self._expected: dict[str, float] = {}  # nodes without a session yet: nobody waits for them after this time
         self._statuses_waiting = asyncio.Event()
@@ -96,9 +102,14 @@ class LeaderSide:
 
     def began(self, session: Session, *, resumed: bool) -> None:
         self.announced(session.node_id, session.session_id, session.hello, via="", resumed=resumed)
+        if session.leaving:
+            self.leaving(session)
 
     def ended(self, session: Session) -> None:
         self.over(session.node_id, session.session_id)
+
+    def leaving(self, session: Session) -> None:
+        self.left(session.node_id, session.session_id)
 
     def alive(self, node_id: str) -> None:
         self.heard(node_id)
@@ -139,6 +150,7 @@ class LeaderSide:
         self._expected.pop(node_id, None)
         self._acknowledgements.expect(node_id, self._hub.mirrors.index)
         self._down.discard(node_id)
+        self._leaving.discard(node_id)
         self._intents.put(node_id, Ready(hello.boot_id, hello.description))
         self._intents_waiting.set()
 
@@ -148,10 +160,24 @@ class LeaderSide:
             self._acknowledgements.drop(node_id)
             self._watermark_moves.set()
 
+    def left(self, node_id: str, session_id: str) -> None:
+        """The node of this session leaves the swarm: it is down now, whatever is heard in that session from now on. Its tasks
+        are replaced at once, and nobody waits for what it programs."""
+        holder = self._registry.holder(node_id)
+        if holder is None or holder.session_id != session_id:
+            return
+        log.info("node %s leaves the swarm", node_id)
+        self._leaving.add(node_id)
+        self._liveness.forget(node_id)
+        self._acknowledgements.drop(node_id)
+        self._watermark_moves.set()
+        self._intents.put(node_id, Down(NODE_LEFT))
+        self._intents_waiting.set()
+
     def heard(self, node_id: str, via: str = "") -> None:
         """A sign of life of a node with a session at `via`."""
         holder = self._registry.holder(node_id)
-        if holder is None or holder.via != via:
+        if holder is None or holder.via != via or node_id in self._leaving:
             return
         self._liveness.heard(node_id, self._hub.clock.monotonic(), via)
         if node_id in self._down:  # it was only slow
@@ -192,11 +218,16 @@ class LeaderSide:
 
     async def run(self) -> None:
         """Until the leadership ends."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._judge())
-            group.create_task(self._write_statuses())
-            group.create_task(self._write_nodes())
-            group.create_task(self._announce_watermark())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._judge())
+                group.create_task(self._write_statuses())
+                group.create_task(self._write_nodes())
+                group.create_task(self._announce_watermark())
+        finally:
+            # A manager that leads again at once gets the same followers back, who must not wait to notice.
+            for relay in self._relays.values():
+                relay.close()
 
     async def _judge(self) -> None:
         while True:
@@ -226,9 +257,10 @@ class LeaderSide:
 
     def _forget_removed(self) -> None:
         nodes = self._hub.snapshot.nodes
-        for node_id in self._liveness.known():
+        for node_id in [*self._liveness.known(), *self._leaving]:
             if node_id not in nodes:
                 self._liveness.forget(node_id)
+                self._leaving.discard(node_id)
                 self._acknowledgements.drop(node_id)
                 self._registry.forget(node_id)
                 self._expected.pop(node_id, None)

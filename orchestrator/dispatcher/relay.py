@@ -67,6 +67,9 @@ class RelayClient:
         relayed = dispatcher.RelaySession(node_id=session.node_id, session_id=session.session_id, ended=True)
         self._send(dispatcher.RelayUp(session=relayed))
 
+    def leaving(self, session: Session) -> None:
+        self._send(self._session_message(session, resumed=True))
+
     def alive(self, node_id: str) -> None:
         self._heard.add(node_id)
 
@@ -92,7 +95,11 @@ class RelayClient:
     def _session_message(session: Session, *, resumed: bool) -> dispatcher.RelayUp:
         return dispatcher.RelayUp(
             session=dispatcher.RelaySession(
-                node_id=session.node_id, session_id=session.session_id, hello=session.hello, resumed=resumed
+                node_id=session.node_id,
+                session_id=session.session_id,
+                hello=session.hello,
+                resumed=resumed,
+                leaving=session.leaving,
             )
         )
 
@@ -325,6 +332,8 @@ class RelayServicer(DispatcherRelayServicer):
                 leader.announced(
                     relayed.node_id, relayed.session_id, relayed.hello, via=manager_id, resumed=relayed.resumed
                 )
+                if relayed.leaving:
+                    leader.left(relayed.node_id, relayed.session_id)
             case "alive":
                 for node_id in message.alive.node_ids:
                     leader.heard(node_id, manager_id)

@@ -44,6 +44,7 @@ class Session:
     acknowledged: int = 0  # the index that the agent has programmed
     to_program: int = 0  # the last index sent that changed its endpoint table
     settings: dispatcher.SessionSettings = field(default_factory=dispatcher.SessionSettings)
+    leaving: bool = False  # the node leaves the swarm; it goes on reporting how its tasks end
 
     @property
     def reporter(self) -> str:
@@ -160,6 +161,8 @@ class SessionServicer:
                 self._hub.report(session, message.statuses)
             case "network_ack":
                 self._hub.programmed(session, message.network_ack.index)
+            case "leaving":
+                self._hub.leaving(session)
             case "hello":
                 raise InvalidArgument("an agent says hello once in a session")
             case _:

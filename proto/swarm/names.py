@@ -22,6 +22,8 @@ DEFAULT_CLUSTER_NAME = "default"
 DEFAULT_NETWORK = "default"
 INGRESS_NETWORK = "ingress"
 
+NODE_LEFT = "the node left the swarm"  # the status message of a node that is down because it said so
+
 # TLS names that a peer's certificate must carry (subject alternative names, beside the node's id).
 MANAGER_TLS_NAME = "swarm-manager"
 WORKER_TLS_NAME = "swarm-worker"

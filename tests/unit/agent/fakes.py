@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,12 +121,17 @@ class FakeImages:
     def __init__(self) -> None:
         self.image = IMAGE
         self.error: SwarmError | None = None
+        self.troubles: list[str] = []  # what `ensure` tells
         self.pulling: asyncio.Event | None = None  # what `ensure` waits for
         self.rootfs: set[str] = set()
         self.calls: list[str] = []
 
-    async def ensure(self, reference: str, digest: str = "", auth: str = "") -> Image:
+    async def ensure(
+        self, reference: str, digest: str = "", auth: str = "", tell: Callable[[str], None] = lambda _: None
+    ) -> Image:
         self.calls.append(f"ensure {reference} {digest}".strip())
+        for trouble in self.troubles:
+            tell(trouble)
         if self.pulling is not None:
             await self.pulling.wait()
         if self.error is not None:

@@ -297,3 +297,26 @@ async def test_a_cancellation_that_meets_a_failure_is_not_lost(tmp_path: Path, m
         async with asyncio.timeout(10):
             await asyncio.wait({task})
         assert task.cancelled()
+
+
+async def test_a_node_that_leaves_says_so_in_each_session_until_it_stays_after_all(tmp_path: Path) -> None:
+    stayed = asyncio.Event()
+
+    async def first(talk: Conversation) -> None:
+        await talk.start()
+        connected.leave()
+        await talk.read("leaving")
+
+    async def second(talk: Conversation) -> None:
+        await talk.start()
+        await talk.read("leaving")
+        connected.leave(False)
+        await asyncio.Event().wait()  # the agent ends this session: the next shall not be that of a node that leaves
+
+    async def third(talk: Conversation) -> None:
+        await talk.start(period=0.01)
+        await talk.read("heartbeat")
+        stayed.set()
+
+    async with session(tmp_path, [first, second, third]) as (connected, _, _):
+        await asyncio.wait_for(stayed.wait(), 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 from swarm.channels import open_channel
-from swarm.names import MANAGER_TLS_NAME
+from swarm.names import MANAGER_TLS_NAME, NODE_LEFT
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 from swarm.v1.dispatcher_pb2_grpc import DispatcherRelayStub
@@ -126,6 +126,18 @@ async def test_a_change_of_leadership_disturbs_no_session_and_loses_no_status() 
             assert task_state(swarm, "t1") == types.TASK_STATE_FAILED
             assert (first.ended, second.ended) == (None, None)
             assert state_of(swarm, "n2") == types.NODE_STATE_READY
+
+
+async def test_a_leader_that_leads_again_at_once_keeps_the_sessions_of_its_followers() -> None:
+    world = await founded()
+    await world.commit(Create(task("t1", "n1", BACK, state=types.TASK_STATE_ASSIGNED)))
+    async with swarm_of(world.store, "m1", "m2") as swarm, Agent(swarm, "n1").connected(swarm.managers["m2"]) as agent:
+        await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_READY)
+        swarm.log.elect("m1")  # a new term, of the same leader: its followers see no change
+        agent.report(1, t1=types.TASK_STATE_RUNNING)
+        await agent.until(lambda: agent.acknowledged == 1 or agent.ended is not None)
+        assert agent.ended is None
+        assert task_state(swarm, "t1") == types.TASK_STATE_RUNNING
 
 
 async def test_a_silent_node_is_down_and_one_that_comes_back_is_ready() -> None:
@@ -298,3 +310,46 @@ async def test_an_agent_writes_only_statuses_of_its_own_tasks() -> None:
         await agent.until(lambda: agent.acknowledged == 1)
         assert task_state(swarm, "theirs") == types.TASK_STATE_PREPARING
         await swarm.transactions.commit([SetTaskStatus("theirs", types.TaskStatus(state=types.TASK_STATE_RUNNING))])
+
+
+@pytest.mark.parametrize("manager", ["m1", "m2"])
+async def test_a_node_that_leaves_is_down_at_once_although_its_session_goes_on(manager: str) -> None:
+    world = await founded()
+    await world.commit(Create(task("t1", "n1", BACK, state=types.TASK_STATE_RUNNING)))
+    async with swarm_of(world.store, "m1", "m2") as swarm:
+        async with Agent(swarm, "n1").connected(swarm.managers[manager]) as agent:
+            await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_READY)
+            agent.say(dispatcher.AgentMessage(leaving=dispatcher.Leaving()))
+            await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_DOWN)
+            assert swarm.store.snapshot().nodes["n1"].status.message == NODE_LEFT
+            # What it still has to say is heard, and its heartbeats make it no member again.
+            agent.say(dispatcher.AgentMessage(heartbeat=dispatcher.Heartbeat()))
+            agent.report(1, t1=types.TASK_STATE_SHUTDOWN)
+            await agent.until(lambda: agent.acknowledged == 1)
+            assert task_state(swarm, "t1") == types.TASK_STATE_SHUTDOWN
+            assert state_of(swarm, "n1") == types.NODE_STATE_DOWN
+            # Nor does the next leader, which hears of the session from the manager that holds it.
+            swarm.log.elect("m2" if manager == "m1" else "m1")
+            agent.report(2, t1=types.TASK_STATE_SHUTDOWN)
+            await agent.until(lambda: agent.acknowledged == 2)
+            await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_DOWN)
+        # It stayed after all: a new session says so.
+        async with Agent(swarm, "n1").connected(swarm.managers[manager]):
+            await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_READY)
+            assert swarm.store.snapshot().nodes["n1"].status.message == ""
+
+
+async def test_a_session_that_just_ends_leaves_its_node_the_time_to_come_back() -> None:
+    world = await founded()
+    async with swarm_of(world.store, "m1") as swarm:
+        async with Agent(swarm, "n1").connected(swarm.managers["m1"]):
+            await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_READY)
+        seen = swarm.store.snapshot().index
+        async with Agent(swarm, "n1", boot_id="boot-2", counter=2).connected(swarm.managers["m1"]):
+            await swarm.until(lambda: swarm.store.snapshot().nodes["n1"].status.boot_id == "boot-2")
+            node_now = swarm.store.snapshot().nodes["n1"]
+            assert node_now.status.state == types.NODE_STATE_READY
+            assert (
+                node_now.status.since.ToNanoseconds() == world.store.snapshot().nodes["n1"].status.since.ToNanoseconds()
+            )
+            assert swarm.store.snapshot().index > seen
