@@ -7,7 +7,7 @@ imported when somebody asks first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +39,12 @@ class AgentMetrics:
         """The same image store, whose `ensure` is counted."""
         counted = images.ensure
 
-        async def ensure(reference: str, digest: str = "", auth: str = "") -> Image:
+        async def ensure(
+            reference: str, digest: str = "", auth: str = "", tell: Callable[[str], None] = lambda _: None
+        ) -> Image:
             self._ensured += 1
             try:
-                return await counted(reference, digest, auth)
+                return await counted(reference, digest, auth, tell)
             except SwarmError:
                 self._failed += 1
                 raise

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from swarm.errors import (
@@ -108,6 +108,13 @@ class Buildah:
             *("--registries-conf", str(main), "--registries-conf-dir", str(directory)),
         ]
 
+    @staticmethod
+    def host_registries() -> list[str]:
+        """What the host's administrator says of registries: the texts of the files."""
+        files = [_HOST_CONFIGURATION / "registries.conf"]
+        files += sorted((_HOST_CONFIGURATION / "registries.conf.d").glob("*.conf"))
+        return [path.read_text(errors="replace") for path in files if path.is_file()]
+
     @contextlib.contextmanager
     def auth_file(self, registry: str, auth: str) -> Iterator[list[str]]:
         """Options that carry credentials (base64 of user:password): in a file, because everybody can read a command line."""
@@ -130,7 +137,7 @@ class Buildah:
 
     async def lines(
         self, driver: str, words: Sequence[str], subject: str, *, timeout: float, only_stdout: bool = False
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """What it prints, line by line. Leaving the iteration ends the program with all its children."""
         arguments = ["buildah", *self._global_options(driver), *words]
         # its own, so that what it leaves when it is killed can be removed

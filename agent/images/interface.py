@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -45,8 +45,13 @@ class ImageStore(Protocol):
     Progress is lines of text; errors are SwarmErrors: NotFound (no such image), InvalidArgument (malformed reference),
     PermissionDenied (registry refused), Unavailable (registry not reachable), ResourceExhausted (disk full)."""
 
-    async def ensure(self, reference: str, digest: str = "", auth: str = "") -> Image:
-        """The image, pulled where it is not here yet. With `digest` exactly that manifest. Concurrent calls pull once."""
+    async def ensure(
+        self, reference: str, digest: str = "", auth: str = "", tell: Callable[[str], None] = lambda _: None
+    ) -> Image:
+        """The image, pulled where it is not here yet. With `digest` exactly that manifest. Concurrent calls pull once.
+
+        `tell` hears what keeps the pull from getting on ("the registry has not answered yet"), and "" once that is over.
+        """
         ...
 
     async def mount(self, container_id: str, image: Image) -> Path:

@@ -14,6 +14,7 @@ from swarm.errors import InvalidArgument
 from swarm.references import parse_image_reference
 
 PUBLIC_REGISTRY = "docker.io"
+PUBLIC_HOST = "registry-1.docker.io"  # where that is asked
 DEFAULT_TAG = "latest"
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from swarm.errors import InternalError, NotFound, PermissionDenied, SwarmError, Unavailable
 from swarm.identity import TlsFiles
 
-from agent.images.reference import PUBLIC_REGISTRY, Reference
+from agent.images.reference import PUBLIC_HOST, PUBLIC_REGISTRY, Reference
 
 if TYPE_CHECKING:
     import ssl
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 TIMEOUT = 10.0  # seconds for each request
 MAX_MANIFEST = 4 << 20  # bytes, the limit that registries keep
-_PUBLIC_HOST = "registry-1.docker.io"
 # how OpenSSL's versions call an answer that is no TLS
 _PLAIN_TEXT = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 _MANIFESTS = ", ".join(
@@ -69,7 +68,7 @@ class _Client:
         self._plain_allowed = tls is None and reference.is_loopback
 
     def digest(self) -> str:
-        host = _PUBLIC_HOST if self._reference.registry == PUBLIC_REGISTRY else self._reference.registry
+        host = PUBLIC_HOST if self._reference.registry == PUBLIC_REGISTRY else self._reference.registry
         wanted = self._reference.digest or self._reference.tag
         path = f"{host}/v2/{self._reference.path}/manifests/{wanted}"
         answer = self._authorised("HEAD", path)

@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from swarm.errors import InUse, InvalidArgument, NotFound, ResourceExhausted, SwarmError
@@ -25,6 +26,7 @@ from agent.images import archives, registry
 from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, check_auth
 from agent.images.interface import Image, StoredImage
 from agent.images.layers import Layers, Record
+from agent.images.pulls import Pulls, Step, Tell, goes_elsewhere, unreachable, watched
 from agent.images.reference import Reference, image_id, parse
 from agent.images.rootfs import RootFilesystems, choose_driver
 
@@ -51,8 +53,7 @@ class BuildahImages:
         self._default_registry = default_registry
         self._store: tuple[Layers, RootFilesystems] | None = None
         self._opening = asyncio.Lock()
-        self._pulls: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._waiting: dict[tuple[str, str], int] = {}
+        self._pulls = Pulls(self._pull)
         # Between choosing an image and recording that a container stands on it, no image may be removed.
         self._standing = asyncio.Lock()
         self._builds = 0
@@ -80,42 +81,23 @@ class BuildahImages:
 
     # ------------------------------------------------------------------------------------------------- for containers
 
-    async def ensure(self, reference: str, digest: str = "", auth: str = "") -> Image:
+    async def ensure(self, reference: str, digest: str = "", auth: str = "", tell: Tell = lambda _: None) -> Image:
         """See `ImageStore`. An image that is here is taken without asking the registry, unless another digest is wanted."""
         wanted = self._reference(reference)
         wanted = wanted.with_digest(digest) if digest else wanted
         layers, _ = await self._open()
         record = _find(layers, wanted)
         if record is None:
-            await self._pull_once(wanted, auth)
+            await self._pulls.join(wanted, auth, tell)
             record = _find(layers, wanted)
         if record is None:
             raise NotFound(f"image {wanted} was pulled, but is not in the store; another command may have removed it")
         return layers.image(record, str(wanted), wanted.digest)
 
-    async def _pull_once(self, wanted: Reference, auth: str) -> None:
-        """Joins a pull that is under way. The pull ends when nobody waits for it any more."""
-        key = (wanted.pullable, auth)
-        pull = self._pulls.get(key)
-        if pull is None:
-            pull = asyncio.ensure_future(self._pull(wanted, auth))
-            self._pulls[key] = pull
-            pull.add_done_callback(lambda _: self._pulls.pop(key, None))
-        self._waiting[key] = self._waiting.get(key, 0) + 1
-        try:
-            await asyncio.shield(pull)
-        finally:
-            self._waiting[key] -= 1
-            if not self._waiting[key]:
-                del self._waiting[key]
-                if not pull.done():
-                    self._pulls.pop(key, None)
-                    pull.cancel()
-                    await asyncio.gather(pull, return_exceptions=True)
-
-    async def _pull(self, wanted: Reference, auth: str) -> None:
-        async for _ in self._pull_lines(wanted, auth):
-            pass
+    async def _pull(self, wanted: Reference, auth: str, tell: Tell) -> None:
+        async for step in self._pull_steps(wanted, auth):
+            if step.trouble is not None:
+                tell(step.trouble)
 
     async def mount(self, container_id: str, image: Image) -> Path:
         """See `ImageStore`. Raises NotFound where the image was removed meanwhile, ResourceExhausted with the full disk."""
@@ -160,19 +142,27 @@ class BuildahImages:
         """Always asks the registry. The last line is the image's id, `sha256:…`."""
         wanted = self._reference(reference)
         layers, _ = await self._open()
-        async for line in self._pull_lines(wanted, auth):
-            yield line
+        async for step in self._pull_steps(wanted, auth):
+            if step.line or step.trouble:
+                yield step.line or str(step.trouble)
         record = _find(layers, wanted)
         if record is not None:
             yield f"sha256:{record.id}"
 
-    async def _pull_lines(self, wanted: Reference, auth: str) -> AsyncIterator[str]:
+    async def _pull_steps(self, wanted: Reference, auth: str) -> AsyncIterator[Step]:
         layers, _ = await self._open()
         with self._buildah.auth_file(wanted.registry, auth) as credentials:
             words = ["pull", "--policy", "always", *RETRY_OPTIONS, *self._buildah.policy_options()]
             words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
-            async for line in self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT):
-                yield line
+            said = self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT)
+            async with aclosing(watched(said, wanted, partial(self._unreachable, wanted))) as steps:
+                async for step in steps:
+                    yield step
+
+    async def _unreachable(self, wanted: Reference) -> str:
+        if goes_elsewhere(self._buildah.host_registries()):
+            return ""
+        return await unreachable(wanted.registry)
 
     async def push(self, reference: str, auth: str = "") -> AsyncIterator[str]:
         """The last line is the digest that the registry knows the image by, `sha256:…`."""

@@ -68,9 +68,10 @@ class Unassigned:
 
 @dataclass(frozen=True)
 class Progress:
-    """Something to show while the task is prepared: "pulling image"."""
+    """Something to show while the task is prepared: "preparing image", and what keeps it from getting on, if anything."""
 
     message: str
+    trouble: str = ""
 
 
 @dataclass(frozen=True)

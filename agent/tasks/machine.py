@@ -165,7 +165,7 @@ class TaskMachine:
     # ---------------------------------------------------------------------------------------------- getting ready
 
     def _on_progress(self, event: Progress) -> list[Command]:
-        return [Report(max(self.state, types.TASK_STATE_PREPARING), event.message)]
+        return [Report(max(self.state, types.TASK_STATE_PREPARING), event.message, _short(event.trouble))]
 
     def _on_prepared(self, event: Prepared) -> list[Command]:
         self._has_health = event.has_health

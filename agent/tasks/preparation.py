@@ -34,9 +34,10 @@ class PreparedContainer:
 
 
 async def prepare(
-    task: types.Task, spec: types.ServiceSpec, host: TaskHost, progress: Callable[[str], None]
+    task: types.Task, spec: types.ServiceSpec, host: TaskHost, progress: Callable[[str, str], None]
 ) -> PreparedContainer:
-    """Creates the task's container. Raises SwarmError with the sentence that `service ps` shows."""
+    """Creates the task's container; `progress` hears what is done and what trouble there is ("" for none). Raises SwarmError
+    with the sentence that `service ps` shows."""
     container = spec.task.container
     try:
         async with asyncio.TaskGroup() as group:
@@ -87,10 +88,13 @@ async def _attach(task: types.Task, container: types.ContainerSpec, host: TaskHo
 
 
 async def _rootfs(
-    task: types.Task, container: types.ContainerSpec, host: TaskHost, progress: Callable[[str], None]
+    task: types.Task, container: types.ContainerSpec, host: TaskHost, progress: Callable[[str, str], None]
 ) -> tuple[Image, Path]:
-    progress(f"preparing image {container.image}")
-    image = await host.images.ensure(container.image, container.image_digest)
+    message = f"preparing image {container.image}"
+    progress(message, "")
+    image = await host.images.ensure(
+        container.image, container.image_digest, tell=lambda trouble: progress(message, trouble)
+    )
     async with host.starts:
         return image, await host.images.mount(task.id, image)
 

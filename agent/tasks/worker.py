@@ -148,7 +148,7 @@ class TaskWorker:
             return
         try:
             prepared = await preparation.prepare(
-                self.task, self._spec, self._host, lambda message: self.tell(events.Progress(message))
+                self.task, self._spec, self._host, lambda *told: self.tell(events.Progress(*told))
             )
         except SwarmError as error:
             self.tell(events.PrepareFailed(str(error)))

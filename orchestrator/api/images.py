@@ -16,7 +16,7 @@ from orchestrator.api.validation import parse_image_reference
 
 Resolver = Callable[[str], Awaitable[str]]  # reference → digest (sha256:…); raises as the Images service
 
-RESOLVE_TIMEOUT = 10.0  # seconds
+RESOLVE_TIMEOUT = 5.0  # seconds
 PUBLIC_REGISTRY = "docker.io"
 
 

@@ -59,6 +59,29 @@ def test_an_image_that_vanished_is_told_in_service_ps(lab: TestLab) -> None:
     assert "Traceback" not in error[0]
 
 
+def test_a_registry_that_swallows_packets_is_told_while_it_is_waited_for_and_given_up(lab: TestLab) -> None:
+    registry = lab.layout.registry_address
+    rules = f"add table inet swallow; add chain inet swallow out {{ type filter hook output priority 0; }}; \
+add rule inet swallow out ip daddr {registry} tcp dport 5999 drop"
+    try:
+        for host in lab.layout.hosts:
+            lab.swarmctl("lab", "exec", host.name, "--", "nft", rules)
+        lab.swarmctl("service", "create", "--detach", "--no-resolve-image", "--name", "odd", f"{registry}:5999/x:1")
+        told = eventually(lambda: [t for t in lab.tasks("odd") if t.state == "preparing" and t.error])
+        assert "has not answered yet" in told[0].error
+        given_up = eventually(lambda: [t for t in lab.tasks("odd") if t.state == "rejected"])
+        assert "did not answer on port 5999 within 5 s" in given_up[0].error
+    finally:
+        for host in lab.layout.hosts:
+            lab.swarmctl("lab", "exec", host.name, "--", "nft", "delete table inet swallow")
+
+
+def test_a_registry_that_refuses_is_told_within_seconds(lab: TestLab) -> None:
+    lab.swarmctl("service", "create", "--detach", "--no-resolve-image", "--name", "odd", "127.0.0.1:1/x:1")
+    refused = eventually(lambda: [t for t in lab.tasks("odd") if t.error], timeout=15)
+    assert "connection refused" in refused[0].error
+
+
 def test_a_host_of_a_swarm_does_not_join_again(lab: TestLab) -> None:
     token = lab.swarmctl("swarm", "join-token", "-q", "worker").strip()
     code, said = lab.refused("--node", "w1", "swarm", "join", "--token", token, f"{lab.host('m1').address}:2377")

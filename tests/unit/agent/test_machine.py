@@ -193,3 +193,13 @@ def test_progress_after_a_recovery_does_not_move_the_state_back() -> None:
 def test_what_cannot_happen_is_a_defect() -> None:
     with pytest.raises(AssertionError):
         play(TaskMachine(), e.Started(1))
+
+
+def test_what_keeps_an_image_from_coming_is_reported_as_the_tasks_error_and_goes_when_it_came() -> None:
+    machine = TaskMachine()
+    play(machine, e.Assigned(RUNNING))
+    (waiting,) = play(machine, e.Progress("preparing image web", "the registry has not answered yet"))
+    assert isinstance(waiting, e.Report)
+    assert (waiting.state, waiting.error) == (types.TASK_STATE_PREPARING, "the registry has not answered yet")
+    (going_on,) = play(machine, e.Progress("preparing image web"))
+    assert isinstance(going_on, e.Report) and going_on.error == ""

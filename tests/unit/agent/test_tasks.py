@@ -54,6 +54,17 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def test_the_trouble_of_a_pull_shows_while_it_is_waited_for_and_not_afterwards(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.images.troubles, host.images.pulling = ["the registry has not answered yet"], asyncio.Event()
+    tasks.apply(world(make_task()))
+    await settle()
+    assert host.sink.last("t1").state == types.TASK_STATE_PREPARING
+    assert host.sink.last("t1").error == "the registry has not answered yet"
+    host.images.pulling.set()
+    assert (await host.sink.until("t1", RUNNING)).error == ""
+
+
 async def test_a_task_runs(agents: Agents) -> None:
     host, tasks = agents.host, await agents.start()
     tasks.apply(world(make_task()))
