@@ -93,8 +93,8 @@ class Core(Compaction):
         self._observer = observer
         self._reads = Reads()
         self._transfer: _Transfer | None = None
-        self._last_sent = (0, 0)  # last and commit index when entries were sent last
-        self._published: Leadership | None = None
+        self._last_sent = 0  # the last index when entries were sent last
+        self._published: tuple[int, str, bool, bool] | None = None
         self.snapshot = snapshots.newest()
         if self.snapshot is not None:
             found = self.snapshot
@@ -132,7 +132,7 @@ class Core(Compaction):
     def wait(self, longest: float) -> None:
         """Until something happens, or is due."""
         now = self.clock()
-        due = self.next_heartbeat() if self.role is Role.LEADER else self.election_deadline
+        due = min(self.next_heartbeat(), self.commit_news_at) if self.role is Role.LEADER else self.election_deadline
         alone_behind = self.role is Role.LEADER and not self.voter_nodes and self.commit_index < self.last_index
         if alone_behind or self.applied_index() < self.commit_index or self._reads.waiting or self.journal.dirty:
             due = now
@@ -172,9 +172,8 @@ class Core(Compaction):
             self._reads.ask(self.sequence + 1, self.commit_index)
             self._SyncObj__sendAppendEntries()
         self._promote_learners()
-        now = (self.last_index, self.commit_index)
-        if now != self._last_sent:
-            self._last_sent = now
+        if self.last_index != self._last_sent or self._commit_news_due():
+            self._last_sent = self.last_index
             self._SyncObj__sendAppendEntries()
 
     def _proven_sequence(self) -> int:
@@ -193,12 +192,10 @@ class Core(Compaction):
 
     def _publish(self) -> None:
         leader = self.leader_node
-        leadership = Leadership(
-            self.term, leader.id if leader is not None else "", self.role is Role.LEADER, self._is_ready()
-        )
-        if leadership != self._published:
-            self._published = leadership
-            self._observer.leadership_changed(leadership)
+        now = (self.term, leader.id if leader is not None else "", self.role is Role.LEADER, self._is_ready())
+        if now != self._published:
+            self._published = now
+            self._observer.leadership_changed(Leadership(*now))
 
     # ---- messages
 
@@ -292,7 +289,7 @@ class Core(Compaction):
 
     def _SyncObj__onBecomeLeader(self) -> None:
         self.progress.clear()
-        self._last_sent = (0, 0)
+        self._last_sent = 0
         self.journal.sync()
         super()._SyncObj__onBecomeLeader()
         self.journal.sync()
@@ -388,6 +385,10 @@ class Core(Compaction):
     def _SyncObj__applyLogEntries(self) -> bool:
         """The library's: applies what is committed. The index moves before anybody is told, so that nothing that a
         listener does can make an entry apply twice (defect I); and a tick applies a bounded number."""
+        if self.role is not Role.LEADER:
+            # The leader waits for these answers, and for a majority of them its client; nobody waits for what is applied.
+            self._sync()
+            self._release_answers()
         end = min(self.commit_index, self.applied_index() + _APPLY_PER_TICK)
         while not self.is_installing() and self.applied_index() < end:
             index = self.applied_index() + 1

@@ -273,14 +273,15 @@ class RaftNode(Consensus):
             lambda outcome: self._to_loop(_resolve, future, outcome),
         )
         begin(core, proposal)
+        # A timer of its own: `asyncio.timeout` costs as much as everything else here.
+        timer = self._loop.call_later(timeout, lambda: _resolve(future, proposal.expire()))
         try:
-            async with asyncio.timeout(timeout):
-                outcome = await future
-        except TimeoutError:
-            raise proposal.expire() from None
+            outcome = await future
         except asyncio.CancelledError:
             proposal.expire()
             raise
+        finally:
+            timer.cancel()
         if isinstance(outcome, Committed):
             return outcome
         raise outcome

@@ -32,6 +32,9 @@ BATCH_ENTRIES = 2000
 BATCH_BYTES = 1 << 20
 _FLIGHTS = 4  # batches on their way to one peer
 _FLIGHT_TIMEOUT_ELECTIONS = 3  # an answer that takes longer than so many election timeouts is taken for lost
+# Who knows already that its entries are stored needs to hear of their commit, but nobody waits for that: it travels with the
+# next entries where they come soon, and by itself after this long. It spares half of all messages.
+_COMMIT_NEWS_WAIT = 0.002
 _SNAPSHOT_RETRY = 2.0  # seconds without a sign that the member installs what it was sent
 
 
@@ -69,6 +72,8 @@ class Replication(Elections):
     def __init__(self, *arguments: Any) -> None:
         self.progress: dict[str, Progress] = {}
         self.sequence = 0
+        self.commit_news_at = float("inf")  # when the followers are told of a new commit index
+        self._commit_told = 0  # the commit index when entries were sent last
         self._answers: list[tuple[str, pb.AppendResponse]] = []  # wait until the journal is synced
         super().__init__(*arguments)
 
@@ -89,6 +94,7 @@ class Replication(Elections):
         """Sends each connected peer its next batch, or a heartbeat."""
         now = self.clock()
         self.set_next_heartbeat(now + self.timings.heartbeat)
+        self.commit_news_at, self._commit_told = float("inf"), self.commit_index
         for node in self.peers():
             if node in self.connected:
                 self._send_to(node, now)
@@ -173,8 +179,12 @@ class Replication(Elections):
             self.next_index[node] = max(self.next_index[node], match + 1)
         elif answer.mismatch and answer.sequence > progress.ignore_until:
             self._start_over(node, progress, max(before + 1, min(answer.try_next, self.next_index[node])))
-        if (sent_up_to or answer.mismatch) and self._has_news_for(node, progress):
+        if not (sent_up_to or answer.mismatch):
+            return
+        if self.base_index < self.next_index[node] <= self.last_index:
             self.set_next_heartbeat(0.0)
+        elif progress.commit_told < min(self.commit_index, self.match_index.get(node, 0)):
+            self._tell_commit_soon()
 
     @staticmethod
     def _landed(progress: Progress, sequence: int) -> int:
@@ -184,9 +194,14 @@ class Replication(Elections):
             end = progress.flights.popleft().end
         return end
 
-    def _has_news_for(self, node: MemberNode, progress: Progress) -> bool:
-        behind = self.base_index < self.next_index[node] <= self.last_index
-        return behind or progress.commit_told < min(self.commit_index, self.match_index.get(node, 0))
+    def _commit_news_due(self) -> bool:
+        """Whether the followers should hear of the commit index now."""
+        if self.commit_index != self._commit_told:
+            self._tell_commit_soon()
+        return self.commit_news_at <= self.clock()
+
+    def _tell_commit_soon(self) -> None:
+        self.commit_news_at = min(self.commit_news_at, self.clock() + _COMMIT_NEWS_WAIT)
 
     # ---- the follower
 

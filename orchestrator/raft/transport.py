@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from swarm.channels import open_blocking_channel
 from swarm.clock import Clock
 from swarm.errors import InvalidArgument, PermissionDenied, SwarmError, Unavailable
@@ -63,7 +64,7 @@ class Reassembly:
         self._size = 0
 
     def add(self, frame: pb.RaftFrame) -> list[pb.RaftMessage]:
-        """The messages that this frame completes. Raises InvalidArgument for an endless one."""
+        """The messages that this frame completes. Raises InvalidArgument for an endless one, and for one that is none."""
         self._fragments.append(frame.fragment)
         self._size += len(frame.fragment)
         if self._size > MAX_BATCH_BYTES:
@@ -72,7 +73,10 @@ class Reassembly:
             return []
         data = self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments)
         self._fragments, self._size = [], 0
-        return list(pb.RaftBatch.FromString(data).messages)
+        try:
+            return list(pb.RaftBatch.FromString(data).messages)
+        except DecodeError as error:
+            raise InvalidArgument(f"what arrived is no Raft message: {error}") from error
 
 
 class _Link:
@@ -382,7 +386,8 @@ class RaftService(rpc.RaftServicer):
             while not session.replaced and not reading.done():
                 await session.news.wait()
                 for frame in frames(taken) if (taken := session.take()) else ():
-                    yield frame
+                    # Not by `yield`: what the server has around its streams takes as long as the answer itself.
+                    await context.write(frame)
             if reading.done():
                 reading.result()
         finally:

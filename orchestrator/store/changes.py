@@ -14,7 +14,7 @@ from swarm.v1 import store_pb2
 from swarm.v1.types_pb2 import Task, TaskState, TaskStatus
 
 from orchestrator.store.features import NewerVersion
-from orchestrator.store.objects import Key, Kind, StoreObject, copy_of, key_of, unwrap, unwrap_key, wrap, wrap_key
+from orchestrator.store.objects import Key, Kind, StoreObject, copy_of, key_of, unwrap_key, wrap, wrap_key, wrapped
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,18 @@ def to_action(change: Change) -> store_pb2.Action:
 
 
 def from_action(action: store_pb2.Action) -> Change:
-    """Raises NewerVersion where the action is of a kind that this version does not know."""
+    """The change, whose objects are parts of `action`: whoever keeps one copies it, as `apply_changes` does for committed
+    entries. Raises NewerVersion where the action is of a kind that this version does not know."""
     match action.WhichOneof("action"):
         case "create":
-            return Create(unwrap(action.create))
+            return Create(wrapped(action.create))
         case "update":
-            return Update(unwrap(action.update))
+            return Update(wrapped(action.update))
         case "remove":
             kind, id_ = unwrap_key(action.remove.key)
             return Remove(kind, id_, action.remove.version)
         case "set_status":
-            status = TaskStatus()
-            status.CopyFrom(action.set_status.status)
-            return SetTaskStatus(action.set_status.task_id, status)
+            return SetTaskStatus(action.set_status.task_id, action.set_status.status)
         case "set_desired":
             return SetDesiredState(action.set_desired.task_id, action.set_desired.desired_state)
     raise NewerVersion("the log holds a change of a kind that this version does not know; update this manager")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 LARGE = 20_000  # objects in the store
 WRITES_BETWEEN = 20_000  # objects written from one freeze to the next
@@ -22,10 +22,10 @@ class CollectorRelief:
     def __init__(self) -> None:
         self._written = 0
 
-    def wrote(self, objects: int, store_size: int) -> None:
-        """`objects` were written to a store that now holds `store_size`."""
+    def wrote(self, objects: int, store_size: Callable[[], int]) -> None:
+        """`objects` were written to a store that now holds `store_size()`."""
         self._written += objects
-        if self._written >= WRITES_BETWEEN and store_size >= LARGE:
+        if self._written >= WRITES_BETWEEN and store_size() >= LARGE:
             self._written = 0
             gc.collect()  # a cycle that is garbage already must not be kept for ever; only what is not frozen is looked at
             gc.freeze()

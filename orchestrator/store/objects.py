@@ -34,6 +34,9 @@ class Kind(enum.Enum):
     TASK = "task"
     NETWORK = "network"
 
+    # Kinds are part of every key; an enumeration's own hash is a Python function.
+    __hash__ = object.__hash__
+
 
 Key = tuple[Kind, str]
 
@@ -69,14 +72,19 @@ def wrap(obj: StoreObject) -> store_pb2.StoredObject:
     return stored
 
 
-def unwrap(stored: store_pb2.StoredObject) -> StoreObject:
-    """A copy of the wrapped object. (A part of a message keeps the memory of the whole message alive, so that one task
-    would pin the batch that it came in.) Raises InternalError where the kind is unknown."""
+def wrapped(stored: store_pb2.StoredObject) -> StoreObject:
+    """The object itself, a part of the message that it came in. It keeps the memory of the whole message alive, so that one
+    task would pin its batch: whoever keeps it copies it. Raises InternalError where the kind is unknown."""
     field = stored.WhichOneof("object")
     if field is None:
         raise InternalError("the log holds an object of a kind that this version does not know; update this manager")
     obj: StoreObject = getattr(stored, field)
-    return copy_of(obj)
+    return obj
+
+
+def unwrap(stored: store_pb2.StoredObject) -> StoreObject:
+    """A copy of the wrapped object. Raises InternalError where the kind is unknown."""
+    return copy_of(wrapped(stored))
 
 
 def wrap_key(key: Key) -> store_pb2.ObjectKey:

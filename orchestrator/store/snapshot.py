@@ -30,6 +30,15 @@ from orchestrator.store.tables import (
 )
 
 
+_TABLES = {
+    Kind.NODE: "nodes",
+    Kind.SERVICE: "services",
+    Kind.REVISION: "revisions",
+    Kind.TASK: "tasks",
+    Kind.NETWORK: "networks",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state after the entry `index`. `cluster` is None until the first transaction of a new cluster."""
@@ -50,18 +59,11 @@ class Snapshot:
 
     def table(self, kind: Kind) -> Table[Any]:
         """The table of a kind other than CLUSTER."""
-        match kind:
-            case Kind.NODE:
-                return self.nodes
-            case Kind.SERVICE:
-                return self.services
-            case Kind.REVISION:
-                return self.revisions
-            case Kind.TASK:
-                return self.tasks
-            case Kind.NETWORK:
-                return self.networks
-        raise ValueError(f"there is no table of kind {kind.value}")
+        name = _TABLES.get(kind)
+        if name is None:
+            raise ValueError(f"there is no table of kind {kind.value}")
+        table: Table[Any] = getattr(self, name)
+        return table
 
     def size(self) -> int:
         """How many objects there are, without the cluster itself."""
@@ -117,6 +119,9 @@ class _Draft:
         self.cluster = base.cluster
         self.editors: dict[Kind, Editor[Any]] = {}
         self.effects: list[ObjectChange] = []
+        self.meta = Meta()  # of what the entry creates; made once, entries may hold thousands of objects
+        if stamp is not None:
+            self.meta = Meta(version=stamp.index, updated_at=stamp.at, created_index=stamp.index, created_at=stamp.at)
 
     def editor(self, kind: Kind) -> Editor[Any]:
         found = self.editors.get(kind)
@@ -202,7 +207,7 @@ class _Draft:
         """Stamps and stores `new`, which is ours to change where there is a stamp."""
         kind = kind_of(new)
         if self.stamp is not None:
-            _stamp(new, old, self.stamp)
+            self._stamp(new, old, self.stamp)
         if isinstance(new, Cluster):
             self.cluster = new
         else:
@@ -211,31 +216,25 @@ class _Draft:
         self.effects.append(ObjectChange(kind, new.id, old, new))
 
     def finish(self) -> Snapshot:
-        def table(kind: Kind) -> Any:
-            editor = self.editors.get(kind)
-            return self.base.table(kind) if editor is None else editor.finish()
-
+        base = self.base
+        edited: dict[Kind, Any] = {kind: editor.finish() for kind, editor in self.editors.items()}
         return Snapshot(
-            index=self.base.index if self.stamp is None else self.stamp.index,
+            index=base.index if self.stamp is None else self.stamp.index,
             cluster=self.cluster,
-            nodes=table(Kind.NODE),
-            services=table(Kind.SERVICE),
-            revisions=table(Kind.REVISION),
-            tasks=table(Kind.TASK),
-            networks=table(Kind.NETWORK),
+            nodes=edited.get(Kind.NODE, base.nodes),
+            services=edited.get(Kind.SERVICE, base.services),
+            revisions=edited.get(Kind.REVISION, base.revisions),
+            tasks=edited.get(Kind.TASK, base.tasks),
+            networks=edited.get(Kind.NETWORK, base.networks),
         )
 
-
-def _stamp(new: StoreObject, old: StoreObject | None, stamp: Stamp) -> None:
-    meta = Meta(version=stamp.index, updated_at=stamp.at)
-    if old is None:
-        meta.created_index = stamp.index
-        meta.created_at.CopyFrom(stamp.at)
-    else:
-        meta.created_index = old.meta.created_index
-        meta.created_at.CopyFrom(old.meta.created_at)
-    new.meta.CopyFrom(meta)
-    if isinstance(new, Task):
-        before = old.status.state if isinstance(old, Task) else None
-        if before != new.status.state:
-            new.status.recorded_at.CopyFrom(stamp.at)
+    def _stamp(self, new: StoreObject, old: StoreObject | None, stamp: Stamp) -> None:
+        meta = new.meta
+        meta.CopyFrom(self.meta)
+        if old is not None:
+            meta.created_index = old.meta.created_index
+            meta.created_at.CopyFrom(old.meta.created_at)
+        if isinstance(new, Task):
+            before = old.status.state if isinstance(old, Task) else None
+            if before != new.status.state:
+                new.status.recorded_at.CopyFrom(stamp.at)

@@ -89,7 +89,7 @@ class Store:
         if entry.request_id:
             self._remember(Request(entry.request_id, index, written))
         self._publish(snapshot, effects)
-        self._relief.wrote(len(effects), snapshot.size())
+        self._relief.wrote(len(effects), snapshot.size)
         return _result(index, written=written if entry.request_id else ())
 
     def capture(self) -> Callable[[], Iterable[bytes]]:
@@ -104,7 +104,7 @@ class Store:
         self._requests = {request.request_id: request for request in requests}
         self._request_order = deque(self._requests)
         self._publish(snapshot, None)
-        self._relief.wrote(snapshot.size(), snapshot.size())
+        self._relief.wrote(snapshot.size(), snapshot.size)
 
     def _publish(self, snapshot: Snapshot, effects: Iterable[ObjectChange] | None) -> None:
         changes = None if effects is None else tuple(effects)

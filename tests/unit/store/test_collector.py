@@ -26,18 +26,18 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_large_store_is_frozen_after_many_writes(frozen: list[str]) -> None:
     relief = CollectorRelief()
-    relief.wrote(19_999, 50_000)
+    relief.wrote(19_999, lambda: 50_000)
     assert frozen == []
-    relief.wrote(1, 50_000)
+    relief.wrote(1, lambda: 50_000)
     assert frozen == ["collect", "freeze"]
-    relief.wrote(19_999, 50_000)
+    relief.wrote(19_999, lambda: 50_000)
     assert len(frozen) == 2
 
 
 def test_a_small_store_never_is(frozen: list[str]) -> None:
     relief = CollectorRelief()
     for _ in range(10):
-        relief.wrote(50_000, 1_000)
+        relief.wrote(50_000, lambda: 1_000)
     assert frozen == []
 
 
