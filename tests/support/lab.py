@@ -299,6 +299,12 @@ class TestLab:
         assert pid is not None
         hosts.kill([pid], signal.SIGKILL)
 
+    def stop_manager(self, host: str) -> None:
+        """SIGTERM of the manager process alone, as at a planned stop; `swarmd` starts it again."""
+        pid = hosts.processes(self.host(host)).manager
+        assert pid is not None
+        hosts.kill([pid], signal.SIGTERM)
+
     def start_daemon(self, host: str) -> None:
         asyncio.run(hosts.start_daemon(self.host(host)))
 
@@ -329,7 +335,8 @@ def _run(*command: str) -> None:
 
 
 def fill(directory: Path) -> Path:
-    """Writes to the file system of `directory` until it is full; removing the returned file makes room."""
+    """Writes to the file system that is mounted at `directory` until it is full; removing the returned file makes room."""
+    assert directory.is_mount(), f"{directory} is on a file system that others need"
     filler = directory / "filler"
     with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
         while True:
