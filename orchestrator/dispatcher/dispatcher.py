@@ -24,7 +24,7 @@ from orchestrator.dispatcher.assignments import MirrorDiff, Mirrors
 from orchestrator.dispatcher.liveness import LEADERLESS_CHECKS, LeaderContact, heartbeat_period
 from orchestrator.dispatcher.outbox import Outbox
 from orchestrator.dispatcher.pulse import Pulse
-from orchestrator.dispatcher.sessions import Session
+from orchestrator.dispatcher.sessions import NO_MANAGER, Session
 from orchestrator.dispatcher.statuses import StatusQueue
 from orchestrator.store import Events, Kind, Snapshot, Store, Watch
 
@@ -92,6 +92,7 @@ class Dispatcher:
         self._uplink: Uplink | None = None
         self._leadership_changed = asyncio.Event()
         self._leader_contact = LeaderContact()
+        self.dismissed = False  # the leader says that this node is no manager any more
         self._period_from_leader: float | None = None
         self._watermark = 0
         self._watch: Watch | None = None
@@ -209,6 +210,7 @@ class Dispatcher:
 
     def leader_alive(self, period: float | None = None) -> None:
         """There is a leader, now. `period`: the heartbeat period that it chose."""
+        self.dismissed = False
         had_one = self.has_leader
         self._leader_contact.heard(self.clock.monotonic())
         if period is not None and period != self._period_from_leader:
@@ -216,6 +218,12 @@ class Dispatcher:
             self._refresh_settings()
         if not had_one:
             self.pulse.beat()
+
+    def dismiss(self) -> None:
+        """The leader refuses this manager, since the node was demoted or removed: its own agent must hear of that, and no agent
+        should wait here until the leader counts as lost."""
+        self.dismissed = True
+        self.end_all(dispatcher.SESSION_END_REASON_NO_LEADER, NO_MANAGER)
 
     def acknowledge(self, sequences: dict[str, int]) -> None:
         """Statuses of these reporters were committed."""

@@ -17,7 +17,15 @@ from typing import Any
 
 import grpc
 from swarm.clock import duration, seconds_of, timestamp
-from swarm.errors import InvalidArgument, NotLeader, PermissionDenied, ResourceExhausted, Unavailable, from_rpc
+from swarm.errors import (
+    InvalidArgument,
+    NodeRemoved,
+    NotLeader,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+    from_rpc,
+)
 from swarm.retry import Backoff
 from swarm.servers import current_peer
 from swarm.v1 import dispatcher_pb2 as dispatcher
@@ -165,7 +173,10 @@ class RelayClient:
         except TimeoutError:
             return f"the leader was silent for {UNHEARD_TIMEOUT:g} s"
         except grpc.aio.AioRpcError as error:
-            return str(from_rpc(error, "leader"))
+            refusal = from_rpc(error, "leader")
+            if isinstance(refusal, PermissionDenied | NodeRemoved):
+                self._hub.dismiss()
+            return str(refusal)
         return "the leader took nothing in for too long"
 
     def _take(self, answer: dispatcher.RelayDown) -> None:

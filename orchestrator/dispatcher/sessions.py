@@ -30,6 +30,7 @@ HELLO_TIMEOUT = 10.0  # seconds for an agent to say who it is
 LEADER_TIMEOUT = 2.0  # seconds that an agent waits here for a leader to be known
 CATCH_UP_TIMEOUT = 1.5  # seconds that an agent waits for our replica to reach what it has seen
 MAXIMUM_SESSIONS = 2_000
+NO_MANAGER = "this node is no manager any more; try another one"
 STATUS_BATCH_LIMIT = 10_000  # updates in one message of an agent
 
 
@@ -114,6 +115,8 @@ class SessionServicer:
 
     async def _refusal(self, node_id: str, hello: dispatcher.SessionHello) -> Refusal | None:
         hub = self._hub
+        if hub.dismissed:
+            return Refusal(dispatcher.SESSION_END_REASON_NO_LEADER, NO_MANAGER)
         if not await hub.pulse.wait_until(lambda: hub.has_leader, LEADER_TIMEOUT):
             return Refusal(dispatcher.SESSION_END_REASON_NO_LEADER, "this manager knows no leader; try another one")
         cluster = hub.snapshot.cluster

@@ -92,7 +92,7 @@ class Manager:
             ids=id_source(),
             rng=random.Random(1),
         )
-        self.server = RpcServer()
+        self.server = RpcServer(is_demoted=lambda peer: peer.name in swarm.demoted)
         self.service.register(self.server)
         port = self.server.listen_tls("127.0.0.1:0", lambda: tls)
         self.address = f"127.0.0.1:{port}"
@@ -213,6 +213,7 @@ class Swarm:
         self.transactions = Transactions(self.log, store, proposer="test", clock=self.clock)
         self.authority = RootAuthority.create("c1", self.clock.wall())
         self.managers: dict[str, Manager] = {}
+        self.demoted: set[str] = set()
 
     def certificate(self, node_id: str, role: types.NodeRole.ValueType) -> TlsMaterial:
         keys = new_key_and_request(node_id)

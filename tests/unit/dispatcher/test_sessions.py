@@ -10,7 +10,7 @@ from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 from swarm.v1.dispatcher_pb2_grpc import DispatcherRelayStub
 
-from orchestrator.dispatcher import statuses
+from orchestrator.dispatcher import liveness, statuses
 from orchestrator.store import Create, Kind, Remove, SetDesiredState, SetTaskStatus, Update, copy_of
 from tests.unit.dispatcher.managers import Agent, Swarm, swarm_of
 from tests.unit.dispatcher.worlds import BACK, World, node, task
@@ -192,6 +192,23 @@ async def test_sessions_end_where_no_leader_is_known_for_too_long() -> None:
             await again.until(lambda: again.ended is not None)
             assert again.ended is not None
             assert again.ended.reason == dispatcher.SESSION_END_REASON_NO_LEADER
+
+
+async def test_a_demoted_manager_sends_its_agents_away_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "LEADERLESS_PERIODS", 1e6)  # not because it misses its leader
+    world = await founded()
+    async with swarm_of(world.store, "m1", "m2") as swarm:
+        async with Agent(swarm, "n1").connected(swarm.managers["m2"]) as agent:
+            await swarm.until(lambda: state_of(swarm, "n1") == types.NODE_STATE_READY)
+            swarm.demoted.add("m2")
+            swarm.log.elect("m1")  # a new term: the relay is opened again, and refused
+            await agent.until(lambda: agent.ended is not None)
+            assert agent.ended is not None
+            assert agent.ended.reason == dispatcher.SESSION_END_REASON_NO_LEADER
+            assert "no manager any more" in agent.ended.message
+        async with Agent(swarm, "n1").connected(swarm.managers["m2"]) as agent:
+            await agent.until(lambda: agent.ended is not None)
+            assert agent.settings is None
 
 
 async def test_an_agent_that_has_seen_more_is_sent_elsewhere() -> None:
