@@ -5,8 +5,8 @@ issued (hosts' clocks differ) and carry who, what and of which cluster: CN, OU, 
 certificate and the CA's, because a joining host finds the CA in what a manager's server shows. Time comes in as an argument
 (seconds since the epoch).
 
-A manager calls `sign_for_node`, `sign_for_person`, `sign_for_server` and `check_request` through `swarm.apart`: its own process
-does without the cryptographic library, and without the CA's key in its memory for longer than a call.
+A manager calls `sign_for_node`, `sign_for_person`, `sign_for_server` and `check_request` on a thread: a call takes about a
+millisecond, the first one some 60 that import the library.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHORTEST_NODE_VALIDITY = 3600.0  # of what a cluster may be told
 PERSON_VALIDITY = 365 * DAY
 SERVER_VALIDITY = 365 * DAY
 MAX_CSR_BYTES = 16 << 10
-MAX_NAME = 64  # X.520's bound of a common name
+MAX_NAME = 64  # bytes: X.520's bound of a common name, as the library counts it
 SMALLEST_RSA_KEY = 2048
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 
@@ -140,6 +140,7 @@ class RootAuthority:
         """A certificate for somebody who calls the API as `admin` or `viewer`; good for no server."""
         if role not in (Role.ADMIN, Role.VIEWER):
             raise InvalidArgument(f"people are admin or viewer, not {role.value!r}")
+        _check_not_reserved(name)
         return self._issue(csr_pem, name, role, names=(), now=now, validity=validity, server=False)
 
     def issue_server(
@@ -151,6 +152,7 @@ class RootAuthority:
         """
         if not addresses:
             raise InvalidArgument("addresses: a server's certificate needs at least one host name or IP address")
+        _check_not_reserved(name)
         return self._issue(csr_pem, name, Role.SERVER, names=tuple(addresses), now=now, validity=validity)
 
     def _issue(
@@ -168,8 +170,10 @@ class RootAuthority:
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise InvalidArgument(f"name: {name[:MAX_NAME]!r} must be 1 to {MAX_NAME} printable characters")
+        if not 0 < len(name.encode()) <= MAX_NAME or not name.isprintable():
+            raise InvalidArgument(
+                f"name: {name[:MAX_NAME]!r} must be printable characters, 1 to {MAX_NAME} bytes of them"
+            )
         public_key = public_key_of_request(csr_pem)
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if server else [])
         builder = (
@@ -248,6 +252,12 @@ def check_server_addresses(addresses: Sequence[str], node_ids: Sequence[str]) ->
     for address in addresses:
         if address.lower() in reserved:
             raise InvalidArgument(f"addresses: {address!r} is how a node proves itself; a server cannot carry it")
+
+
+def _check_not_reserved(name: str) -> None:
+    """Some TLS libraries compare the CN with the name that they expect where a certificate carries no other names."""
+    if name.lower().rstrip(".") in (MANAGER_TLS_NAME, WORKER_TLS_NAME, "localhost"):
+        raise InvalidArgument(f"name: {name!r} is how a node proves itself; choose another")
 
 
 def public_key_of_request(csr_pem: bytes) -> CertificatePublicKeyTypes:

@@ -7,10 +7,10 @@ now: this is how promotion and demotion reach a node.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 
-from swarm.apart import apart
 from swarm.clock import Clock
 from swarm.errors import Conflict, InvalidArgument, Unauthenticated
 from swarm.ids import IdSource
@@ -49,10 +49,10 @@ class EnrolmentService(EnrolmentServicer):
         cluster = require_cluster(self._store.snapshot())
         role = role_of_secret(cluster, request.secret)
         _check_request(request)
-        await apart(check_request, request.csr_pem)
+        await asyncio.to_thread(check_request, request.csr_pem)
         node = await self._member(request, role)
         snapshot = self._store.snapshot()
-        chain = await apart(
+        chain = await asyncio.to_thread(
             sign_for_node,
             cluster.ca,
             request.csr_pem,
@@ -109,7 +109,7 @@ class CertificatesService(CertificatesServicer):
         node_id = current_peer().name
         cluster = require_cluster(self._store.snapshot())
         role = await self._take_role(node_id)
-        chain = await apart(
+        chain = await asyncio.to_thread(
             sign_for_node,
             cluster.ca,
             request.csr_pem,

@@ -1,127 +1,113 @@
-"""Work that needs a large library now and then, done in a process of its own that soon ends.
+"""Work that needs a large library now and then, done in a process of its own that ends with it.
 
-Daemons stay small: making a key, signing a certificate or looking at a stranger's TLS chain happens a few times in their
-lives, but the libraries that it needs (cryptography, OpenSSL) would stay resident for ever, a sixth of the whole process.
-`apart` hands a call to a helper, `python -m swarm.apart`, which imports what the function needs, answers, and ends once it
-has had nothing to do for a while; a busy time, as hundreds of joining hosts, is served by one helper.
+Agents stay small: making a key, checking a certificate or looking at a stranger's TLS chain happens a few times in their
+lives, but the libraries that it needs (cryptography, OpenSSL) would stay resident for ever, a sixth of the whole process. So
+each of these is an operation of `python -m swarm.apart OPERATION`: it reads one JSON object from its standard input, and
+writes one to its standard output, the answer or the error. There is a fixed table of operations, and nothing but text
+travels; private keys pass through pipes alone, never through arguments or files.
 
-Both sides are the same program and talk over pipes; what travels is pickled, so functions are named by their place in a
-module, and arguments, results and errors must be picklable.
+A manager has the library loaded anyway (the log is sealed) and calls `swarm.keys` itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import pickle
-import subprocess
+import base64
+import json
 import sys
-import threading
-from collections.abc import Callable
-from importlib import import_module
-from typing import IO, Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import IO
 
-from swarm.errors import DeadlineExceeded, InternalError
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from swarm.errors import InternalError, SwarmError, kind_named
+from swarm.keys import KeyAndRequest
+from swarm.process import run
 
 TIMEOUT = 30.0  # seconds of one call; a host under load starts an interpreter slowly
-LINGER = 5.0  # seconds without work after which the helper ends
+MAX_INPUT_BYTES = 1 << 20
+
+Values = Mapping[str, str]
 
 
-async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls a function of a module in the helper. Raises what it raises; DeadlineExceeded and InternalError for the helper."""
+async def new_key_and_request(common_name: str) -> KeyAndRequest:
+    """`keys.new_key_and_request`."""
+    made = await _call("new-key", {"common_name": common_name})
+    return KeyAndRequest(made["key"].encode(), made["csr"].encode())
+
+
+async def check_issued(key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
+    """`keys.check_issued`."""
     try:
-        async with asyncio.timeout(TIMEOUT):
-            return cast(T, await asyncio.to_thread(_helper.call, function, args, kwargs))
-    except TimeoutError:
-        _helper.kill()  # the thread that waits for it goes on with the next call
-        raise DeadlineExceeded(
-            f"{function.__qualname__} did not end within {TIMEOUT:g} s; is the host overloaded?"
-        ) from None
+        values = {"key": key_pem.decode(), "certificate": certificate_pem.decode("ascii"), "ca": ca_pem.decode("ascii")}
+    except UnicodeDecodeError as error:
+        raise InternalError(f"the manager answered with a certificate that is not PEM: {error}") from error
+    await _call("check-issued", values)
 
 
-class _Helper:
-    """At most one process; calls take turns."""
-
-    def __init__(self) -> None:
-        self._turn = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._end: threading.Timer | None = None
-
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with self._turn:
-            if self._end is not None:
-                self._end.cancel()
-            process = self._process
-            if process is None or process.poll() is not None:
-                process = self._process = _start()
-            assert process.stdin is not None and process.stdout is not None
-            try:
-                pickle.dump((function.__module__, function.__qualname__, args, kwargs), process.stdin)
-                process.stdin.flush()
-                succeeded, answer = pickle.load(process.stdout)
-            except (OSError, EOFError) as error:
-                self._stop()
-                raise InternalError(f"{function.__qualname__}: the helper process ended unexpectedly") from error
-            self._end = threading.Timer(LINGER, self._retire)
-            self._end.daemon = True
-            self._end.start()
-        if not succeeded:
-            raise answer
-        return answer
-
-    def kill(self) -> None:
-        process = self._process
-        if process is not None:
-            process.kill()
-
-    def _retire(self) -> None:
-        if self._turn.acquire(blocking=False):  # else it has work again, and a new timer follows
-            try:
-                self._stop()
-            finally:
-                self._turn.release()
-
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()  # it keeps nothing
-            with process:
-                pass
+async def shown_chain(host: str, port: int) -> list[bytes]:
+    """`tls_chain.shown_chain`."""
+    answer = await _call("shown-chain", {"host": host, "port": str(port)})
+    return [base64.b64decode(der) for der in answer["chain"].split()]
 
 
-_helper = _Helper()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "swarm.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", close_fds=True
+async def _call(operation: str, values: Values) -> Values:
+    """Raises what the operation raises, and InternalError or DeadlineExceeded for the process."""
+    completed = await run(
+        # -P: no module is ever taken from the working directory
+        [sys.executable, "-P", "-m", "swarm.apart", operation],
+        stdin=json.dumps(values).encode(),
+        timeout=TIMEOUT,
     )
+    try:
+        answer = json.loads(completed.stdout)
+    except ValueError as error:
+        raise InternalError(f"{operation}: its process did not answer in JSON") from error
+    if not isinstance(answer, dict):
+        raise InternalError(f"{operation}: its process answered something else than an object")
+    if "error" in answer:
+        raise kind_named(answer["error"])(answer["message"])
+    return answer
 
 
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """The helper's side: until whoever started it is gone."""
-    while True:
-        try:
-            module, name, args, kwargs = pickle.load(requests)
-        except EOFError:
-            return
-        answer: tuple[bool, Any]
-        try:
-            function = import_module(module)
-            for part in name.split("."):
-                function = getattr(function, part)
-            answer = (True, cast(Any, function)(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 – raised again where it was called
-            error.__traceback__ = error.__cause__ = error.__context__ = None
-            answer = (False, error)
-        data = pickle.dumps(answer)
-        answers.write(data)
-        answers.flush()
+# ------------------------------------------------------------------------------------------------------- in the other process
+
+
+def _new_key(values: Values) -> Values:
+    from swarm.keys import new_key_and_request
+
+    made = new_key_and_request(values["common_name"])
+    return {"key": made.key_pem.decode(), "csr": made.csr_pem.decode()}
+
+
+def _check_issued(values: Values) -> Values:
+    from swarm.keys import check_issued
+
+    check_issued(values["key"].encode(), values["certificate"].encode(), values["ca"].encode())
+    return {}
+
+
+def _shown_chain(values: Values) -> Values:
+    from swarm.tls_chain import shown_chain
+
+    chain = shown_chain(values["host"], int(values["port"]))
+    return {"chain": " ".join(base64.b64encode(der).decode() for der in chain)}
+
+
+_OPERATIONS: Mapping[str, Callable[[Values], Values]] = {
+    "new-key": _new_key,
+    "check-issued": _check_issued,
+    "shown-chain": _shown_chain,
+}
+
+
+def serve(operation: str, requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Does one operation. Our own errors travel; whatever else is a bug, and ends the process with its traceback."""
+    answer: Values
+    try:
+        answer = _OPERATIONS[operation](json.loads(requests.read(MAX_INPUT_BYTES)))
+    except SwarmError as error:
+        answer = {"error": error.kind, "message": str(error)}
+    answers.write(json.dumps(answer).encode())
+    answers.flush()
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        serve(sys.stdin.buffer, sys.stdout.buffer)
+    serve(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)

@@ -10,30 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import grpc
 
-from swarm.apart import apart
+from swarm import apart
 from swarm.channels import open_enrolment_channel
 from swarm.errors import InvalidArgument, OutcomeUnknown, SwarmError, Unauthenticated, Unavailable, from_rpc
 from swarm.identity import TlsFiles
-from swarm.keys import check_issued, der_of, new_key_and_request, pem_of
+from swarm.keys import der_of, pem_of
 from swarm.names import CLUSTER_PORT, ENROLMENT_PORT, MANAGER_TLS_NAME
 from swarm.retry import Backoff, retry
 from swarm.tokens import JoinToken, ca_digest, parse_token
 from swarm.v1 import enrolment_pb2, types_pb2
 from swarm.v1.enrolment_pb2_grpc import EnrolmentStub
 
-if TYPE_CHECKING:
-    import ssl
-
 CONNECT_TIMEOUT = 5.0  # seconds, to one address
 CALL_TIMEOUT = 20.0  # seconds: a new leader may have to be elected meanwhile
-MAX_CHAIN = 8  # certificates that we look at
 _BACKOFF = Backoff(first=0.2, maximum=2.0, attempts=3)
 
 
@@ -69,7 +63,7 @@ async def join(
     targets = [with_default_port(address) for address in addresses]
     if not targets:
         raise InvalidArgument("joining needs the address of at least one manager, as HOST or HOST:PORT")
-    keys = await apart(new_key_and_request, hostname)
+    keys = await apart.new_key_and_request(hostname)
     request = enrolment_pb2.JoinRequest(
         secret=parsed.secret,
         csr_pem=keys.csr_pem,
@@ -90,7 +84,7 @@ async def join(
     )
     if ca_digest(der_of(answer.ca_pem)) != parsed.digest:
         raise Unauthenticated("the manager answered with another CA certificate than the join token names")
-    await apart(check_issued, keys.key_pem, answer.certificate_pem, answer.ca_pem)
+    await apart.check_issued(keys.key_pem, answer.certificate_pem, answer.ca_pem)
     await asyncio.to_thread(files.write, keys.key_pem, answer.certificate_pem, answer.ca_pem)
     return Joined(answer.node_id, answer.cluster_id, answer.role, tuple(answer.managers))
 
@@ -140,55 +134,13 @@ async def fetch_ca(target: str, token: JoinToken) -> bytes:
 
     Raises Unauthenticated where the server shows none of that digest, Unavailable where it does not answer.
     """
-    for der in await fetch_chain(target):
+    for der in await apart.shown_chain(*split_address(target)):
         if ca_digest(der) == token.digest:
             return pem_of(der)
     raise Unauthenticated(
         f"manager {target} belongs to another cluster than the join token; "
         "take the token from that cluster with `swarmctl swarm join-token`, or check the address"
     )
-
-
-async def fetch_chain(target: str) -> list[bytes]:
-    """The certificates (DER) that the TLS server at HOST:PORT shows, leaf first, believed for nothing.
-
-    Raises Unavailable where there is no TLS server.
-    """
-    return await apart(_shown_chain, target)
-
-
-def _shown_chain(target: str) -> list[bytes]:
-    import ssl  # not before it is needed: a daemon has no other use for it
-
-    host, port = split_address(target)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])  # what a gRPC server insists on
-    try:
-        with (
-            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT) as connection,
-            context.wrap_socket(connection, server_hostname=MANAGER_TLS_NAME) as encrypted,
-        ):
-            return _unverified_chain(encrypted)[:MAX_CHAIN]
-    except TimeoutError as error:
-        raise Unavailable(f"manager {target} did not answer within {CONNECT_TIMEOUT:g} s") from error
-    except ssl.SSLError as error:
-        raise Unavailable(f"at {target} there is no enrolment port of a swarm manager: {error.reason}") from error
-    except OSError as error:
-        raise Unavailable(f"manager {target} is not reachable: {error.strerror or error}") from error
-
-
-def _unverified_chain(connection: ssl.SSLSocket) -> list[bytes]:
-    """Python offers this from 3.13 on; before, only the object underneath does."""
-    public: Callable[[], list[bytes]] | None = getattr(connection, "get_unverified_chain", None)
-    if public is not None:
-        return list(public())
-    import ssl
-
-    certificates = connection._sslobj.get_unverified_chain() or []  # type: ignore[attr-defined]
-    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in certificates]
 
 
 def with_default_port(address: str, port: int = ENROLMENT_PORT) -> str:

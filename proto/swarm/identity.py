@@ -71,11 +71,38 @@ def peer_from_certificate(pem: bytes) -> Peer:
 
 
 def peer_from_auth_context(auth_context: Mapping[str, Iterable[bytes]]) -> Peer:
-    """The caller of a gRPC method served with mutual TLS, from `context.auth_context()`."""
-    pems = list(auth_context.get("x509_pem_cert", ()))
-    if not pems:
+    """The caller of a gRPC method served with mutual TLS, from `context.auth_context()`.
+
+    Two readers must agree on who that is: ours, and the library that made the TLS connection, which hands on the subject
+    that it read. Raises Unauthenticated where they do not, or where there is no certificate.
+    """
+    pems, subjects = (tuple(auth_context.get(key, ())) for key in ("x509_pem_cert", "x509_subject"))
+    if len(pems) != 1:
         raise Unauthenticated("the caller showed no certificate")
-    return peer_from_certificate(pems[0])
+    peer = peer_from_certificate(pems[0])
+    if subjects != (_subject_text(peer),):
+        raise Unauthenticated(f"the certificate of {peer.name!r} reads differently to TLS; have it issued anew")
+    return peer
+
+
+@lru_cache(maxsize=4096)
+def _subject_text(peer: Peer) -> bytes:
+    """A subject as gRPC writes it: RFC 2253, the last attribute first."""
+    values = (("O", peer.cluster_id), ("OU", peer.role.value), ("CN", peer.name))
+    return ",".join(f"{name}={_escaped(value)}" for name, value in values).encode()
+
+
+def _escaped(value: str) -> str:
+    """RFC 2253, 2.4, and bytes beyond ASCII in hexadecimal."""
+    last = len(value) - 1
+    return "".join(
+        "".join(f"\\{byte:02X}" for byte in character.encode())
+        if not character.isascii()
+        else f"\\{character}"
+        if character in ',+"\\<>;' or (at == 0 and character in " #") or (at == last and character == " ")
+        else character
+        for at, character in enumerate(value)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A node's private key and the request for a certificate over it. The key is made where it is used and never leaves.
 
-Whoever lives long calls what needs the cryptographic library through `swarm.apart`.
+Agents call what needs the cryptographic library through `swarm.apart`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def new_key_and_request(common_name: str) -> KeyAndRequest:
     from cryptography.x509.oid import NameOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64] or "swarm")])
+    hint = common_name.encode()[:64].decode(errors="ignore") or "swarm"  # the library counts X.520's 64 in bytes
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hint)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return KeyAndRequest(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),

@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from swarm.apart import apart
+from swarm import apart
 from swarm.channels import open_channel
 from swarm.clock import Clock
 from swarm.errors import InternalError, SwarmError, Unauthenticated, Unavailable, from_rpc
 from swarm.identity import Peer, TlsFiles, TlsMaterial
-from swarm.keys import check_issued, der_of, new_key_and_request
+from swarm.keys import der_of
 from swarm.names import MANAGER_TLS_NAME
 from swarm.retry import Backoff
 from swarm.v1 import enrolment_pb2
@@ -113,11 +113,11 @@ class Renewal:
     async def renew(self) -> Peer:
         """Renews now, through the first manager that answers. Raises the refusal, or Unavailable where none answers."""
         tls = await asyncio.to_thread(self._files.read)
-        keys = await apart(new_key_and_request, tls.peer.name)
+        keys = await apart.new_key_and_request(tls.peer.name)
         answer = await self._ask(tls, keys.csr_pem)
         if der_of(answer.ca_pem) != der_of(tls.ca):
             raise InternalError("the manager answered with a certificate of another CA; it was not taken")
-        await apart(check_issued, keys.key_pem, answer.certificate_pem, answer.ca_pem)
+        await apart.check_issued(keys.key_pem, answer.certificate_pem, answer.ca_pem)
         await asyncio.to_thread(self._files.write, keys.key_pem, answer.certificate_pem, answer.ca_pem)
         renewed = TlsMaterial(keys.key_pem, answer.certificate_pem, answer.ca_pem).peer
         log.info("the certificate of %s was renewed as %s", renewed.name, renewed.role.value)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from swarm.errors import AlreadyExists, InvalidArgument
 from swarm.identity import TlsFiles
+from swarm.keys import new_key_and_request
 from swarm.v1 import control_pb2 as control
 
 from orchestrator.cli import output
@@ -46,31 +47,12 @@ def issue(
     if files.key.exists() and not force:
         raise AlreadyExists(f"{directory} holds a key already; name another directory, or replace it with --force")
     managers = session(context).control()
-    key, request = new_request(name)
+    keys = new_key_and_request(name)
     answer = managers.call(
         lambda stub: stub.IssueCertificate,
-        control.IssueCertificateRequest(csr_pem=request, role=role, name=name, addresses=address or ()),
+        control.IssueCertificateRequest(csr_pem=keys.csr_pem, role=role, name=name, addresses=address or ()),
     )
-    files.write(key, answer.certificate_pem, answer.ca_pem)
+    files.write(keys.key_pem, answer.certificate_pem, answer.ca_pem)
     output.line(f"Certificate of {name} ({role}) written to {directory}")
     if role != "server":
         output.note(f"Use it with: swarmctl --host MANAGER:2378 --tls {directory} service ls")
-
-
-def new_request(name: str) -> tuple[bytes, bytes]:
-    """A new private key and a request to certify it, both PEM. The swarm decides what the certificate will say."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    try:
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    except ValueError as error:
-        raise InvalidArgument(f"{name!r} cannot be a certificate's name: 1 to 64 characters") from error
-    key = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return key_pem, request.public_bytes(serialization.Encoding.PEM)

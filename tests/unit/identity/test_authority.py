@@ -7,6 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from swarm.errors import InternalError, InvalidArgument
 from swarm.identity import Role, peer_from_certificate
 from swarm.keys import check_issued, new_key_and_request
@@ -53,7 +54,7 @@ def test_people_are_no_servers_and_servers_are_no_nodes(authority: RootAuthority
     csr = new_key_and_request("x").csr_pem
     person = x509.load_pem_x509_certificate(authority.issue_person(csr, "Ann Ö", Role.ADMIN, now=NOW))
     usage = person.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert x509.ExtendedKeyUsageOID.SERVER_AUTH not in usage
+    assert ExtendedKeyUsageOID.SERVER_AUTH not in usage
     server = authority.issue_server(csr, "registry", ["registry.lab", "10.0.0.1"], now=NOW)
     assert names(server) == ["registry.lab", str(ipaddress.ip_address("10.0.0.1"))]
     assert peer_from_certificate(server).role is Role.SERVER
@@ -69,9 +70,23 @@ def test_people_are_no_servers_and_servers_are_no_nodes(authority: RootAuthority
 
 def test_names_are_bounded(authority: RootAuthority) -> None:
     csr = new_key_and_request("x").csr_pem
-    for name in ("", "x" * 65, "a\nb"):
-        with pytest.raises(InvalidArgument, match="1 to 64 printable characters"):
+    for name in ("", "x" * 65, "é" * 33, "a\nb"):
+        with pytest.raises(InvalidArgument, match="printable characters, 1 to 64 bytes"):
             authority.issue_person(csr, name, Role.ADMIN, now=NOW)
+
+
+def test_a_host_may_have_a_long_name_of_any_letters(authority: RootAuthority) -> None:
+    csr = new_key_and_request("é" * 60).csr_pem
+    assert x509.load_pem_x509_csr(csr).subject.rfc4514_string() == "CN=" + "é" * 32
+
+
+@pytest.mark.parametrize("name", ["swarm-manager", "Swarm-Manager", "swarm-worker.", "localhost"])
+def test_nobody_but_a_node_has_the_name_by_which_nodes_prove_themselves(authority: RootAuthority, name: str) -> None:
+    csr = new_key_and_request("x").csr_pem
+    with pytest.raises(InvalidArgument, match="how a node proves itself"):
+        authority.issue_person(csr, name, Role.VIEWER, now=NOW)
+    with pytest.raises(InvalidArgument, match="how a node proves itself"):
+        authority.issue_server(csr, name, ["registry.lab"], now=NOW)
 
 
 def _request(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:

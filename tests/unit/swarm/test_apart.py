@@ -1,31 +1,67 @@
-"""Calls in the helper process."""
+"""Operations in a process of their own: a fixed table of them, text in and out."""
 
 from __future__ import annotations
 
-import asyncio
-import os
+import io
+import json
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from swarm.apart import apart
-from swarm.errors import InternalError, InvalidArgument
-from swarm.keys import check_issued, der_of, new_key_and_request
+from swarm import apart, keys
+from swarm.errors import DeadlineExceeded, InternalError, SwarmError, Unavailable
+from swarm.process import CommandFailed
+from swarm.v1 import types_pb2
+
+from orchestrator.identity.authority import RootAuthority
 
 
-async def test_a_call_is_made_in_another_process_and_the_next_one_in_the_same() -> None:
-    first, second = await asyncio.gather(apart(os.getpid), apart(os.getpid))
-    assert first == second != os.getpid()
+async def test_a_key_is_made_and_a_certificate_for_it_checked() -> None:
+    made = await apart.new_key_and_request("n1")
+    authority = RootAuthority.create("c", time.time())
+    chain = authority.issue_node(made.csr_pem, "n1", types_pb2.NODE_ROLE_WORKER, now=time.time())
+    await apart.check_issued(made.key_pem, chain, authority.certificate_pem)
+    other = keys.new_key_and_request("n1")
+    with pytest.raises(InternalError, match="for another key"):
+        await apart.check_issued(other.key_pem, chain, authority.certificate_pem)
+    with pytest.raises(InternalError, match="not PEM"):
+        await apart.check_issued(made.key_pem, b"\xff", authority.certificate_pem)
 
 
-async def test_results_and_errors_come_back() -> None:
-    keys = await apart(new_key_and_request, "n1")
-    assert b"PRIVATE KEY" in keys.key_pem
-    with pytest.raises(InternalError, match="did not sign"):
-        await apart(check_issued, keys.key_pem, b"", b"")
-    with pytest.raises(InvalidArgument, match="PEM"):
-        await apart(der_of, b"")
+async def test_errors_keep_their_kind_and_their_sentence() -> None:
+    with pytest.raises(Unavailable, match=r"manager 127\.0\.0\.1:1 is not reachable"):
+        await apart.shown_chain("127.0.0.1", 1)
 
 
-async def test_a_helper_that_dies_is_an_error_and_the_next_call_works() -> None:
-    with pytest.raises(InternalError, match="ended unexpectedly"):
-        await apart(os._exit, 3)
-    assert await apart(os.getpid) != os.getpid()
+def test_only_the_operations_of_the_table_are_done() -> None:
+    for operation in ("os.getpid", "", "builtins.eval", "__class__"):
+        with pytest.raises(KeyError):
+            apart.serve(operation, io.BytesIO(b"{}"), io.BytesIO())
+
+
+def test_what_travels_is_json() -> None:
+    answers = io.BytesIO()
+    apart.serve("new-key", io.BytesIO(b'{"common_name": "x"}'), answers)
+    assert set(json.loads(answers.getvalue())) == {"key", "csr"}
+
+
+@pytest.mark.parametrize(
+    ("program", "raised"),
+    [
+        ("#!/bin/sh\nexit 3\n", CommandFailed),
+        ("#!/bin/sh\necho nonsense\n", InternalError),
+        ("#!/bin/sh\necho '[]'\n", InternalError),
+        ("#!/bin/sh\nexec sleep 60\n", DeadlineExceeded),
+    ],
+)
+async def test_a_process_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, raised: type[SwarmError]
+) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text(program)
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    monkeypatch.setattr(apart, "TIMEOUT", 1.0)
+    with pytest.raises(raised):
+        await apart.new_key_and_request("n1")
