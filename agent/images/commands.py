@@ -272,7 +272,7 @@ def explain(subject: str, complaint: str) -> SwarmError:
     if "no space left on device" in lower or "disk quota exceeded" in lower:
         place = re.search(r"(/[^\s:\"]+): no space left", text)
         where = f" of {place[1]}" if place else ""
-        return ResourceExhausted(f"{subject}: the disk{where} is full; free some space, `swarmctl image rm` helps")
+        return ResourceExhausted(f"{subject}: the disk{where} is full; free some space, `swarmctl image prune` helps")
     if any(sign in lower for sign in _NOT_FOUND):
         return NotFound(f"{subject} was not found; push it to that registry first, or check its name")
     if any(sign in lower for sign in _DENIED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,14 @@ class StoredImage:
     created_at: float  # seconds since the epoch
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning removed."""
+
+    images: tuple[StoredImage, ...]
+    reclaimed_bytes: int
+
+
 class ImageStore(Protocol):
     """References are as people write them; short names resolve to the cluster's default registry, else docker.io.
     Progress is lines of text; errors are SwarmErrors: NotFound (no such image), InvalidArgument (malformed reference),
@@ -52,6 +61,10 @@ class ImageStore(Protocol):
 
         `tell` hears what keeps the pull from getting on ("the registry has not answered yet"), and "" once that is over.
         """
+        ...
+
+    def holding(self) -> AbstractAsyncContextManager[None]:
+        """While inside, nothing is pruned: from asking for an image until a container stands on it."""
         ...
 
     async def mount(self, container_id: str, image: Image) -> Path:
@@ -83,6 +96,10 @@ class ImageStore(Protocol):
     async def images(self) -> list[StoredImage]: ...
 
     async def remove(self, reference: str, *, force: bool) -> str: ...
+
+    async def prune(self, *, every: bool) -> Pruned:
+        """Removes images without a tag, or all, that no container stands on. Raises InUse where images keep moving."""
+        ...
 
     async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str: ...
 

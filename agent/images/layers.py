@@ -106,6 +106,14 @@ class Layers:
             for record in self.records()
         ]
 
+    def parents(self) -> dict[str, str]:
+        """Layer → the one under it."""
+        return {layer: parent for layer, (parent, _) in self._sizes().items()}
+
+    def bytes_of_layers(self) -> int:
+        """What all layers take together."""
+        return sum(own for _, own in self._sizes().values())
+
     def _sizes(self) -> dict[str, tuple[str, int]]:
         """Layer → (the one under it, its own bytes)."""
         try:

@@ -104,7 +104,7 @@ def _unescape(text: str) -> str:
 def mount_error(error: OSError, place: Path) -> SwarmError:
     """The error for people."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image rm` helps")
+        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image prune` helps")
     if error.errno in (errno.EINVAL, errno.ENODEV, errno.EPERM):
         return FailedPrecondition(f"an overlay filesystem cannot be mounted at {place}: {error.strerror}")
     return InternalError(f"the root filesystem at {place} cannot be made: {error}")

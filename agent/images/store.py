@@ -14,8 +14,8 @@ import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,16 +24,14 @@ from swarm.identity import TlsFiles
 
 from agent.images import archives, registry
 from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, check_auth
-from agent.images.interface import Image, StoredImage
+from agent.images.interface import Image, Pruned, StoredImage
 from agent.images.layers import Layers, Record
+from agent.images.pruning import KEPT, Traffic, unneeded
 from agent.images.pulls import Pulls, Step, Tell, goes_elsewhere, unreachable, watched
 from agent.images.reference import Reference, image_id, parse
 from agent.images.rootfs import RootFilesystems, choose_driver
 
 log = logging.getLogger(__name__)
-
-# The name of an image that people removed while containers stand on it; they do not see it.
-_KEPT = "localhost/swarm-kept/"
 
 
 class BuildahImages:
@@ -56,6 +54,7 @@ class BuildahImages:
         self._pulls = Pulls(self._pull)
         # Between choosing an image and recording that a container stands on it, no image may be removed.
         self._standing = asyncio.Lock()
+        self._traffic = Traffic()
         self._builds = 0
 
     def use_registry(self, name: str) -> None:
@@ -99,6 +98,10 @@ class BuildahImages:
             if step.trouble is not None:
                 tell(step.trouble)
 
+    def holding(self) -> AbstractAsyncContextManager[None]:
+        """See `ImageStore`."""
+        return self._traffic.moving()
+
     async def mount(self, container_id: str, image: Image) -> Path:
         """See `ImageStore`. Raises NotFound where the image was removed meanwhile, ResourceExhausted with the full disk."""
         layers, filesystems = await self._open()
@@ -112,7 +115,7 @@ class BuildahImages:
         layers, filesystems = await self._open()
         await filesystems.unmount(container_id)
         for record in layers.records():
-            if record.names and all(name.startswith(_KEPT) for name in record.names):
+            if record.names and all(name.startswith(KEPT) for name in record.names):
                 await self._remove_kept(layers, filesystems, record)
 
     async def _remove_kept(self, layers: Layers, filesystems: RootFilesystems, record: Record) -> None:
@@ -150,14 +153,21 @@ class BuildahImages:
             yield f"sha256:{record.id}"
 
     async def _pull_steps(self, wanted: Reference, auth: str) -> AsyncIterator[Step]:
-        layers, _ = await self._open()
         with self._buildah.auth_file(wanted.registry, auth) as credentials:
             words = ["pull", "--policy", "always", *RETRY_OPTIONS, *self._buildah.policy_options()]
             words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
-            said = self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT)
+            said = self._moving(words, f"image {wanted}", PULL_TIMEOUT)
             async with aclosing(watched(said, wanted, partial(self._unreachable, wanted))) as steps:
                 async for step in steps:
                     yield step
+
+    async def _moving(self, words: list[str], subject: str, timeout: float) -> AsyncGenerator[str, None]:
+        """What buildah says while it moves images; nothing is pruned meanwhile."""
+        layers, _ = await self._open()
+        said = self._buildah.lines(layers.driver, words, subject, timeout=timeout)
+        async with self._traffic.moving(), aclosing(said) as lines:
+            async for line in lines:
+                yield line
 
     async def _unreachable(self, wanted: Reference) -> str:
         if goes_elsewhere(self._buildah.host_registries()):
@@ -176,7 +186,7 @@ class BuildahImages:
                 words = ["push", "--digestfile", str(digest_file), *RETRY_OPTIONS, *self._buildah.policy_options()]
                 words += [*self._buildah.registry_options(wanted), *credentials, wanted.pullable]
                 words.append(f"docker://{wanted.pullable}")
-                async for line in self._buildah.lines(layers.driver, words, f"image {wanted}", timeout=PULL_TIMEOUT):
+                async for line in self._moving(words, f"image {wanted}", PULL_TIMEOUT):
                     yield line
             yield digest_file.read_text().strip()
         finally:
@@ -207,7 +217,7 @@ class BuildahImages:
             words += ["--iidfile", str(id_file), str(context)]
             self._builds += 1
             try:
-                async for line in self._buildah.lines(layers.driver, words, subject, timeout=BUILD_TIMEOUT):
+                async for line in self._moving(words, subject, BUILD_TIMEOUT):
                     yield line
             finally:
                 self._builds -= 1
@@ -234,7 +244,7 @@ class BuildahImages:
 
     async def images(self) -> list[StoredImage]:
         layers, _ = await self._open()
-        return [image for image in layers.stored() if image.names and not image.names[0].startswith(_KEPT)]
+        return [image for image in layers.stored() if image.names and not image.names[0].startswith(KEPT)]
 
     async def remove(self, reference: str, *, force: bool) -> str:
         """Removes a name, and the image with its last name; by id all names. Returns the image's id.
@@ -246,20 +256,41 @@ class BuildahImages:
         async with self._standing:
             record, names = self._names_to_remove(layers, reference, force)
             users = filesystems.image_users().get(record.id, set())
-            last = {name for name in record.names if not name.startswith(_KEPT)} <= set(names)
+            last = {name for name in record.names if not name.startswith(KEPT)} <= set(names)
             if users and last and not force:
                 raise InUse(
                     f"image {reference} is in use by {len(users)} container(s) on this node ({', '.join(sorted(users)[:3])}); "
                     "remove their service first, or use --force to remove only its name"
                 )
             if users and last:
-                await self._buildah.run(layers.driver, ["tag", record.id, f"{_KEPT}{record.id}"], f"image {reference}")
+                await self._buildah.run(layers.driver, ["tag", record.id, f"{KEPT}{record.id}"], f"image {reference}")
                 last = False
             # by its names one after the other, or with the last of them the image itself
             words = ["rmi", "--force", record.id] if last else ["rmi", *names]
             if last or names:
                 await self._buildah.run(layers.driver, words, f"image {reference}")
             return f"sha256:{record.id}"
+
+    async def prune(self, *, every: bool) -> Pruned:
+        """Removes the images without a tag, with `every` all, that no container stands on.
+
+        Raises InUse where images keep moving. One that cannot be removed stays, and the others go.
+        """
+        layers, filesystems = await self._open()
+        async with self._traffic.stopped(), self._standing:
+            before = layers.bytes_of_layers()
+            stored = {image.id: image for image in layers.stored()}
+            used = filesystems.image_users().keys()
+            chosen = unneeded(layers.records(), used, layers.parents(), every=every)
+            for record in chosen:
+                if layers.by_id(record.id) is None:
+                    continue  # with one that was built upon it
+                try:
+                    await self._buildah.run(layers.driver, ["rmi", "--force", record.id], f"image {record.id[:12]}")
+                except SwarmError as error:
+                    log.warning("an image that nobody needs stays: %s", error)
+            gone = tuple(stored[f"sha256:{record.id}"] for record in chosen if layers.by_id(record.id) is None)
+            return Pruned(gone, max(0, before - layers.bytes_of_layers()))
 
     def _names_to_remove(self, layers: Layers, reference: str, force: bool) -> tuple[Record, list[str]]:
         beginning = image_id(reference)
@@ -269,7 +300,7 @@ class BuildahImages:
                 raise InUse(
                     f"image {reference} has several names: {', '.join(record.names)}; remove them by name, or use --force"
                 )
-            return record, [name for name in record.names if not name.startswith(_KEPT)]
+            return record, [name for name in record.names if not name.startswith(KEPT)]
         wanted = self._reference(reference)
         record = _find(layers, wanted)
         if record is None:
@@ -298,7 +329,6 @@ class BuildahImages:
 
     async def load(self, archive: Path) -> list[str]:
         """Images of an archive that `save` (or docker or podman) wrote; their names."""
-        layers, _ = await self._open()
         try:
             names = await asyncio.to_thread(archives.names, archive)
         except OSError as error:
@@ -307,12 +337,15 @@ class BuildahImages:
             sources, names = [f"oci-archive:{archive}"], []
         else:
             sources = [f"docker-archive:{archive}:{name}" for name in names] or [f"docker-archive:{archive}"]
-        for source in sources:
-            words = ["pull", *self._buildah.policy_options(), source]
-            printed = await self._buildah.run(layers.driver, words, f"the archive {archive.name}", timeout=PULL_TIMEOUT)
-            if not names:
-                record = layers.by_id(printed.strip().rpartition("\n")[2])
-                names = list(record.names or (f"sha256:{record.id}",)) if record is not None else []
+        layers, _ = await self._open()
+        async with self._traffic.moving():
+            for source in sources:
+                words = ["pull", *self._buildah.policy_options(), source]
+                subject = f"the archive {archive.name}"
+                printed = await self._buildah.run(layers.driver, words, subject, timeout=PULL_TIMEOUT)
+                if not names:
+                    record = layers.by_id(printed.strip().rpartition("\n")[2])
+                    names = list(record.names or (f"sha256:{record.id}",)) if record is not None else []
         return names
 
     async def save(self, references: list[str], archive: Path) -> None:
@@ -320,6 +353,10 @@ class BuildahImages:
         if not references:
             raise InvalidArgument("name at least one image to save")
         layers, _ = await self._open()
+        async with self._traffic.moving():
+            await self._save(layers, references, archive)
+
+    async def _save(self, layers: Layers, references: list[str], archive: Path) -> None:
         with self._scratch() as scratch:
             parts = []
             for number, text in enumerate(references):
@@ -374,5 +411,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _disk_error(error: OSError, place: Path) -> SwarmError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image rm` helps")
+        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image prune` helps")
     return InvalidArgument(f"{place} cannot be used: {error.strerror}")

@@ -400,6 +400,6 @@ def _remove_tree(directory: Path) -> None:
 def _disk_error(error: OSError, place: Path) -> SwarmError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceExhausted(
-            f"the disk is full: {error.filename or place}; free some space, `swarmctl image rm` helps"
+            f"the disk is full: {error.filename or place}; free some space, `swarmctl image prune` helps"
         )
     return InternalError(f"the container's files cannot be written: {error}")

@@ -12,7 +12,7 @@ from swarm.errors import InvalidArgument
 from swarm.v1 import node_pb2 as node
 from swarm.v1.node_pb2_grpc import ImagesServicer
 
-from agent.images.interface import ImageStore
+from agent.images.interface import ImageStore, StoredImage
 from agent.services import archives
 
 CHUNK_BYTES = 1 << 20
@@ -38,17 +38,18 @@ class ImagesService(ImagesServicer):
             unpacked.mkdir()
             await asyncio.to_thread(archives.extract_context, archive, unpacked)
             archive.unlink()
-            async for line in self._images.build(
-                unpacked,
-                tags=list(options.tags),
-                file=options.file,
-                build_args=dict(options.build_args),
-                target=options.target,
-                no_cache=options.no_cache,
-            ):
-                yield node.ImageProgress(line=line)
-        async for message in self._pushed_and_named(list(options.tags), options.push):
-            yield message
+            async with self._images.holding():
+                async for line in self._images.build(
+                    unpacked,
+                    tags=list(options.tags),
+                    file=options.file,
+                    build_args=dict(options.build_args),
+                    target=options.target,
+                    no_cache=options.no_cache,
+                ):
+                    yield node.ImageProgress(line=line)
+                async for message in self._pushed_and_named(list(options.tags), options.push):
+                    yield message
 
     async def _pushed_and_named(self, references: list[str], push: bool) -> AsyncIterator[node.ImageProgress]:
         """Pushes where that is wanted, and ends with what the first reference is now."""
@@ -75,20 +76,18 @@ class ImagesService(ImagesServicer):
     async def List(self, request: node.ListImagesRequest, context: Any) -> node.ListImagesResponse:
         return node.ListImagesResponse(
             images=[
-                node.ImageInfo(
-                    id=image.id,
-                    names=image.names,
-                    digest=image.digest,
-                    size_bytes=image.size_bytes,
-                    created_at=timestamp(image.created_at),
-                    containers=self._containers_of(image.digest) if image.digest else 0,
-                )
+                _information(image, self._containers_of(image.digest) if image.digest else 0)
                 for image in await self._images.images()
             ]
         )
 
     async def Remove(self, request: node.RemoveImageRequest, context: Any) -> node.RemoveImageResponse:
         return node.RemoveImageResponse(image_id=await self._images.remove(request.reference, force=request.force))
+
+    async def Prune(self, request: node.PruneImagesRequest, context: Any) -> node.PruneImagesResponse:
+        pruned = await self._images.prune(every=request.all)
+        removed = [_information(image, 0) for image in pruned.images]
+        return node.PruneImagesResponse(removed=removed, reclaimed_bytes=pruned.reclaimed_bytes)
 
     async def Import(
         self, requests: AsyncIterator[node.ImportRequest], context: Any
@@ -100,9 +99,10 @@ class ImagesService(ImagesServicer):
             archive = directory / "rootfs.tar"
             await archives.receive(_pieces(requests, "archive"), archive, archives.MAX_ARCHIVE_BYTES)
             yield node.ImageProgress(line=f"importing {options.reference}")
-            await self._images.import_archive(archive, options.reference, list(options.changes))
-        async for message in self._pushed_and_named([options.reference], options.push):
-            yield message
+            async with self._images.holding():
+                await self._images.import_archive(archive, options.reference, list(options.changes))
+                async for message in self._pushed_and_named([options.reference], options.push):
+                    yield message
 
     async def Load(self, requests: AsyncIterator[node.ImageChunk], context: Any) -> AsyncIterator[node.ImageProgress]:
         with archives.scratch(self._uploads) as directory:
@@ -124,6 +124,17 @@ class ImagesService(ImagesServicer):
     async def Resolve(self, request: node.ImageRequest, context: Any) -> node.ResolveImageResponse:
         reference, digest = await self._images.resolve(request.reference, request.registry_auth)
         return node.ResolveImageResponse(reference=reference, digest=digest)
+
+
+def _information(image: StoredImage, containers: int) -> node.ImageInfo:
+    return node.ImageInfo(
+        id=image.id,
+        names=image.names,
+        digest=image.digest,
+        size_bytes=image.size_bytes,
+        created_at=timestamp(image.created_at),
+        containers=containers,
+    )
 
 
 async def _first(requests: AsyncIterator[Any]) -> Any:

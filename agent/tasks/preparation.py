@@ -92,11 +92,12 @@ async def _rootfs(
 ) -> tuple[Image, Path]:
     message = f"preparing image {container.image}"
     progress(message, "")
-    image = await host.images.ensure(
-        container.image, container.image_digest, tell=lambda trouble: progress(message, trouble)
-    )
-    async with host.starts:
-        return image, await host.images.mount(task.id, image)
+    async with host.images.holding():
+        image = await host.images.ensure(
+            container.image, container.image_digest, tell=lambda trouble: progress(message, trouble)
+        )
+        async with host.starts:
+            return image, await host.images.mount(task.id, image)
 
 
 def _write_etc(directory: Path, hostname: str, network: ContainerNetwork) -> None:

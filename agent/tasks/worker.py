@@ -294,7 +294,7 @@ class TaskWorker:
             log.exception("task %s: a step failed unexpectedly", self.task_id)
             sentence = f"the node daemon failed unexpectedly ({type(error).__name__}: {error}); its log says more"
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                sentence = "the disk of this node is full; free some space, `swarmctl image rm` helps"
+                sentence = "the disk of this node is full; free some space, `swarmctl image prune` helps"
             match self.machine.phase:
                 case events.Phase.PREPARING:
                     self.tell(events.PrepareFailed(sentence))

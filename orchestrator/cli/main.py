@@ -67,6 +67,7 @@ GROUPS: dict[str, Group] = {
             "push": Entry("images:push", "Send images to a registry"),
             "ls": Entry("images:ls", "List the images of a host"),
             "rm": Entry("images:rm", "Remove images from a host"),
+            "prune": Entry("images:prune", "Remove the images of a host that nobody needs"),
             "import": Entry("images:import_", "Make an image from a root filesystem (tar)"),
             "load": Entry("images:load", "Read images from an archive"),
             "save": Entry("images:save", "Write images to an archive"),

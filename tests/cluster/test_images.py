@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import shutil
 import subprocess
@@ -162,6 +163,55 @@ async def test_layers_under_a_container_are_never_removed(base: Path, authority:
     await images.unmount("c1")
     with pytest.raises(NotFound, match="not on this node any more"):
         await images.mount("c2", image)
+
+
+async def test_pruning_leaves_what_is_tagged_or_stood_on_and_gives_space_back(base: Path, authority: Authority) -> None:
+    images = store(base, "a", authority)
+    directory = context(base)
+    (directory / "ballast").write_bytes(os.urandom(300_000))
+    (directory / "Dockerfile").write_text(f"{DOCKERFILE}COPY ballast /ballast\n")
+    first = await build(images, directory, "localhost/web:1")
+    root = await images.mount("c1", await images.ensure("localhost/web:1"))
+    (directory / "ballast").write_bytes(os.urandom(300_000))
+    second = await build(images, directory, "localhost/web:1")  # takes the name
+    (directory / "ballast").write_bytes(os.urandom(300_000))
+    third = await build(images, directory, "localhost/web:1")
+    assert len({first, second, third}) == 3
+
+    pruned = await images.prune(every=False)
+    gone = {image.id for image in pruned.images}
+    assert second in gone and not gone & {first, third}
+    assert 300_000 < pruned.reclaimed_bytes < 600_000
+    assert (root / "ballast").is_file() and (root / "bin/busybox").is_file()
+    assert [image.id for image in await images.images()] == [third]
+    assert (await images.prune(every=False)).reclaimed_bytes == 0
+
+    pruned = await images.prune(every=True)
+    assert [image.id for image in pruned.images] == [third] and pruned.reclaimed_bytes > 300_000
+    assert (root / "ballast").is_file()
+    await images.unmount("c1")
+    assert first in {image.id for image in (await images.prune(every=False)).images}
+    layers = base / "a/state/images"
+    assert json.loads(next(layers.glob("*-layers/layers.json")).read_bytes() or b"[]") == []
+
+
+async def test_an_image_that_comes_while_pruning_waits_is_kept_for_its_container(
+    base: Path, authority: Authority, registry: Registry
+) -> None:
+    builder, node = store(base, "a", authority, registry), store(base, "b", authority, registry)
+    await build(builder, context(base), "web:1")
+    await lines(builder.push("web:1"))
+    _, digest = await builder.resolve("web:1")
+    async with node.holding():
+        image = await node.ensure("web:1", digest)  # known by its digest only
+        pruning = asyncio.ensure_future(node.prune(every=True))
+        await asyncio.sleep(0)
+        root = await node.mount("c1", image)
+        assert not pruning.done()
+    assert (await pruning).images == ()
+    assert (root / "bin/busybox").is_file()
+    await node.unmount("c1")
+    assert [each.id for each in (await node.prune(every=False)).images] == [image.id]
 
 
 async def test_a_name_goes_alone_while_the_image_has_others(base: Path, authority: Authority) -> None:

@@ -1,4 +1,4 @@
-"""`swarmctl image pull | push | ls | rm | import | load | save`: images of one host, through its node daemon."""
+"""`swarmctl image pull | push | ls | rm | prune | import | load | save`: images of one host, through its node daemon."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from orchestrator.cli.output import Cell, ListOptions
 from orchestrator.cli.session import Session
 
 TRANSFER_TIMEOUT = 3600.0  # seconds for moving or building an image, as large as it may be
+PRUNE_TIMEOUT = 600.0
 CHUNK = 1 << 20
 NO_NAME = "<none>"
 COLUMNS = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
@@ -142,6 +143,26 @@ def rm(
         output.line(answer.image_id or reference)
 
     for_each(images, remove)
+
+
+def prune(
+    context: typer.Context,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="All images that no container stands on, not only those without a tag")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask")] = False,
+) -> None:
+    """Remove the images of a host that nobody needs."""
+    kind = "all images that no container of this host stands on" if every else "all images without a tag"
+    if not force and sys.stdin.isatty() and not typer.confirm(f"This removes {kind}. Go on?", err=True):
+        raise typer.Exit(1)
+    request = node.PruneImagesRequest(all=every)
+    answer = session(context).images().call(lambda stub: stub.Prune, request, timeout=PRUNE_TIMEOUT)
+    for image in answer.removed:
+        for name in image.names:
+            output.line(f"untagged: {name}")
+        output.line(f"deleted: {image.id}")
+    output.line(f"Total reclaimed space: {words.size(answer.reclaimed_bytes)}")
 
 
 def import_(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from swarm.errors import NotFound, SwarmError
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
-from agent.images.interface import Image, ImageConfig, StoredImage
+from agent.images.interface import Image, ImageConfig, Pruned, StoredImage
 from agent.network.interface import ContainerNetwork, NetworkView
 from agent.runtime.interface import (
     ContainerPhase,
@@ -124,6 +125,7 @@ class FakeImages:
         self.troubles: list[str] = []  # what `ensure` tells
         self.pulling: asyncio.Event | None = None  # what `ensure` waits for
         self.rootfs: set[str] = set()
+        self.held = 0
         self.calls: list[str] = []
 
     async def ensure(
@@ -138,7 +140,16 @@ class FakeImages:
             raise self.error
         return self.image
 
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[None]:
+        self.held += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
+
     async def mount(self, container_id: str, image: Image) -> Path:
+        assert self.held, "an image that nobody holds may be pruned before a container stands on it"
         self.rootfs.add(container_id)
         return Path("/nonexistent") / container_id
 
@@ -169,6 +180,10 @@ class FakeImages:
 
     async def remove(self, reference: str, *, force: bool) -> str:
         return self.image.id
+
+    async def prune(self, *, every: bool) -> Pruned:
+        self.calls.append(f"prune every={every}")
+        return Pruned((StoredImage(self.image.id, ("web",), self.image.digest, 5, 1.0),), 7)
 
     async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str:
         self.calls.append(f"import {reference} {archive.read_bytes()!r} {changes}")

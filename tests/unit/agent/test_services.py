@@ -49,6 +49,14 @@ def service(tmp_path: Path) -> tuple[ImagesService, FakeImages]:
     return ImagesService(images, tmp_path, lambda digest: 2), images
 
 
+async def test_pruning_tells_what_went_and_how_much_that_was(tmp_path: Path) -> None:
+    serve, images = service(tmp_path)
+    answer = await serve.Prune(node.PruneImagesRequest(all=True), None)
+    assert images.calls == ["prune every=True"]
+    assert [(image.id, list(image.names)) for image in answer.removed] == [("sha256:id", ["web"])]
+    assert answer.reclaimed_bytes == 7
+
+
 async def test_a_build_unpacks_its_context_builds_pushes_and_leaves_nothing(tmp_path: Path) -> None:
     serve, images = service(tmp_path)
     context = tar_of(("Containerfile", b"FROM scratch"), ("app/run", b"x"))

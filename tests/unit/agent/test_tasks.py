@@ -180,7 +180,7 @@ async def test_a_full_disk_rejects_the_task_with_a_sentence(agents: Agents, monk
     monkeypatch.setattr(host.runtime, "create", fail)
     tasks.apply(world(make_task()))
     status = await host.sink.until("t1", types.TASK_STATE_REJECTED)
-    assert status.error == "the disk of this node is full; free some space, `swarmctl image rm` helps"
+    assert status.error == "the disk of this node is full; free some space, `swarmctl image prune` helps"
 
 
 async def test_a_task_is_stopped_while_its_image_is_pulled(agents: Agents) -> None:

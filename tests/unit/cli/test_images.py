@@ -183,3 +183,14 @@ def test_logins_come_from_dockers_file(tmp_path: Path, monkeypatch: pytest.Monke
 )  # fmt: skip
 def test_names_split(name: str, parts: tuple[str, str]) -> None:
     assert split_name(name) == parts
+
+
+def test_pruning_prints_what_went_and_what_it_brought(script: Script, swarmctl: Run) -> None:
+    removed = [node.ImageInfo(id="sha256:a", names=["r/web@sha256:1"]), node.ImageInfo(id="sha256:b")]
+    script.answers["Prune"] = node.PruneImagesResponse(removed=removed, reclaimed_bytes=1_230_000)
+    result = swarmctl("image", "prune", "--force")
+    said = "untagged: r/web@sha256:1\ndeleted: sha256:a\ndeleted: sha256:b\nTotal reclaimed space: 1.23MB\n"
+    assert (result.code, result.out) == (0, said)
+    assert not script.only("Prune").all
+    swarmctl("image", "prune", "--all", "--force")
+    assert script.asked("Prune")[-1].all
