@@ -126,19 +126,38 @@ class Forwarder:
         request = method.handler.request_deserializer(data)
         if is_stale(request):
             return await self._answer(method, data, context)
-        search = _Search(self)
+        search, written = _Search(self), False
         while True:
-            leader = await search.leader()
             try:
+                leader = await search.leader()
                 if leader is None:
                     return await self._answer_while_leading(method, request, context)
                 return await self._forward(method, data, leader, context, repeatable=is_repeatable(request))
             except _Lost as lost:
-                if lost.written and not is_repeatable(request):
+                written |= lost.written and may_write(request)
+                if written and not is_repeatable(request):
                     raise OutcomeUnknown(
                         f"the leader was lost while it served this call ({lost.error}); look whether it took effect"
                     ) from lost
-                await search.again(lost)
+                await self._search_again(search, lost, written=written)
+            except Unavailable as error:
+                raise self._in_the_end(error, written=written) from error
+
+    async def _search_again(self, search: _Search, lost: _Lost, *, written: bool) -> None:
+        try:
+            await search.again(lost)
+        except SwarmError as error:
+            raise self._in_the_end(error, written=written) from lost
+
+    @staticmethod
+    def _in_the_end(error: SwarmError, *, written: bool) -> SwarmError:
+        """No leader was found. `written`: the one of an earlier attempt may have begun; only a leader that is ready knows."""
+        if not written or not isinstance(error, Unavailable):
+            return error
+        return OutcomeUnknown(
+            f"the leader was lost while it served this call, and no other one was found ({error}); it may have taken effect "
+            "or not. Repeat it with the same request id"
+        )
 
     async def _answer(self, method: _Method, data: bytes, context: _Context) -> bytes:
         answer = await method.handler.unary_unary(method.handler.request_deserializer(data), context)
@@ -150,6 +169,8 @@ class Forwarder:
             return bytes(method.handler.response_serializer(await method.handler.unary_unary(request, context)))
         except OutcomeUnknown as error:
             raise _Lost(error, written=True) from error
+        except NotLeader as error:  # which this side of the log may be about to learn
+            raise _Lost(error, written=False) from error
         except Unavailable as error:
             if self._leads(term):
                 raise  # it speaks of something else, as an agent
@@ -378,9 +399,12 @@ class _Search:
 
 def is_repeatable(request: Any) -> bool:
     """Whether the same request twice has the effect of once: it has a request id, or is of a kind that writes nothing."""
-    if "request_id" not in request.DESCRIPTOR.fields_by_name:
-        return True
-    return bool(request.request_id)
+    return not may_write(request) or bool(request.request_id)
+
+
+def may_write(request: Any) -> bool:
+    """Whether the request is of a kind that writes."""
+    return "request_id" in request.DESCRIPTOR.fields_by_name
 
 
 def is_stale(request: Any) -> bool:

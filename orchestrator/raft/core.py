@@ -19,11 +19,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swarm.errors import FailedPrecondition, InternalError, SwarmError, Unavailable
+from swarm.errors import FailedPrecondition, InternalError, NotLeader, SwarmError, Unavailable
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.consensus import Committed, Leadership, StateMachine
-from orchestrator.raft import membership
+from orchestrator.raft import membership, room
 from orchestrator.raft.compaction import Compaction
 from orchestrator.raft.config import CompactionPolicy, Timings
 from orchestrator.raft.disk import DiskFull
@@ -93,6 +93,9 @@ class Core(Compaction):
         self._observer = observer
         self._reads = Reads()
         self._transfer: _Transfer | None = None
+        self._held: list[tuple[Proposal, DiskFull]] = []  # wait for a leader whose disk has room
+        self._no_hand_over_before = 0.0
+        self.obstacle = ""  # why no majority can store a write now, where full disks are the reason
         self._last_sent = 0  # the last index when entries were sent last
         self._published: tuple[int, str, bool, bool] | None = None
         self.snapshot = snapshots.newest()
@@ -147,6 +150,8 @@ class Core(Compaction):
         self._release_answers()
         if self.role is Role.LEADER:
             self._reads.settle(self._proven_sequence(), self.applied_index())
+        full = self.role is Role.LEADER and any(progress.disk_full for progress in self.progress.values())
+        self.obstacle = room.obstacle(self._voters()) if full else ""
         self._watch_transfer()
         self._publish()
 
@@ -303,6 +308,7 @@ class Core(Compaction):
         if self._transfer is not None:
             transfer, self._transfer = self._transfer, None
             transfer.done(None)
+        self._answer_held(handed_over=True)
         until = self.clock() + self.timings.afterlife
         for waiting in self.waiting().values():
             for _, proposal in waiting:
@@ -334,6 +340,7 @@ class Core(Compaction):
             return
         if self.clock() > transfer.until:
             self._transfer = None
+            self._answer_held(handed_over=False)
             transfer.done(Unavailable(f"manager {transfer.target.id} did not take over leadership in time"))
         elif not transfer.told and self.match_index.get(transfer.target, 0) == self.last_index:
             transfer.told = True
@@ -366,14 +373,52 @@ class Core(Compaction):
         if self.role is not Role.LEADER:
             leader = self.leader_node
             where = f"manager {leader.id} does" if leader is not None else "no leader is known at the moment"
-            proposal.end(Unavailable(f"this manager does not lead, {where}; nothing was written, repeat it"))
-            return
-        try:
-            self.journal.reserve(len(command))
-        except DiskFull as error:
+            proposal.end(NotLeader(f"this manager does not lead, {where}; nothing was written, repeat it"))
+        elif self.obstacle:
+            proposal.end(DiskFull(f"{self.obstacle}; nothing was written"))
+        else:
+            try:
+                self.journal.reserve(len(command))
+            except DiskFull as error:
+                self._no_room(proposal, error)
+            else:
+                self._append(command, proposal)
+
+    def _no_room(self, proposal: Proposal, error: DiskFull) -> None:
+        """Our disk is full: somebody else should lead, where that helps. The caller waits for that."""
+        if self._transfer is None and self.clock() >= self._no_hand_over_before:
+            target = room.successor(self._voters(), self.own_id)
+            if target is not None:
+                log.warning("%s; leadership is handed to manager %s", error, target)
+                self.transfer_leadership(target, self.timings.quorum, lambda _: None)
+        if self._transfer is None:
             proposal.end(error)
-            return
-        self._append(command, proposal)
+        else:
+            self._held.append((proposal, error))
+
+    def _answer_held(self, *, handed_over: bool) -> None:
+        held, self._held = self._held, []
+        if held and not handed_over:
+            self._no_hand_over_before = self.clock() + room.RETRY
+        for proposal, error in held:
+            proposal.end(
+                NotLeader("this manager handed leadership over; nothing was written") if handed_over else error
+            )
+
+    def _voters(self) -> list[room.Voter]:
+        """All voters, with what a leader knows of their disks."""
+        answering = self.reachable()
+        return [
+            room.Voter(
+                member.node_id,
+                member.address,
+                answers=member.node_id in answering,
+                full=(progress := self.progress.get(member.node_id)) is not None and progress.disk_full,
+                match_index=self.match_index.get(MemberNode(member.node_id), 0),
+            )
+            for member in self.history.current.members
+            if not member.learner
+        ]
 
     def _append(self, command: bytes, proposal: Proposal) -> None:
         if not proposal.begin():
@@ -444,6 +489,7 @@ class Core(Compaction):
     def stop(self) -> None:
         """Ends what waits; nothing is lost by that."""
         self._reads.fail()
+        self._answer_held(handed_over=False)
         for waiting in list(self.waiting().values()):
             for _, proposal in waiting:
                 proposal.end(leadership_lost())

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _STALL_HEARTBEATS = 2  # a tick that comes later than so many heartbeats says that we did not run
 
+_TOUCH_ELECTIONS = 3  # a member that was not heard for so many election timeouts is out of touch
+
 
 class Elections(Engine):
     """Elections, on the tick thread."""
@@ -41,6 +43,7 @@ class Elections(Engine):
         self._told_to_stand_until = 0.0  # the leader hands over to us
         self._leader_heard = float("-inf")  # set at the start: a member that just came back deposes nobody
         self._leader_lost = False
+        self._heard: dict[str, float] = {}  # when a request or a vote of a member came last
         self._last_tick: float | None = None
         self.elections_started = 0
         super().__init__(*arguments)
@@ -140,6 +143,7 @@ class Elections(Engine):
     # ---- voting
 
     def _on_request_vote(self, node: MemberNode, request: pb.RequestVote) -> None:
+        self._heard[node.id] = self.clock()
         up_to_date = (request.last_log_term, request.last_log_index) >= (self.last_term, self.last_index)
         if request.prevote:
             granted = request.term > self.term and up_to_date and not self._has_live_leader()
@@ -165,6 +169,7 @@ class Elections(Engine):
         return self.clock() - self._leader_heard < self.timings.election_min and not self._leader_lost
 
     def _on_vote(self, node: MemberNode, vote: pb.Vote) -> None:
+        self._heard[node.id] = self.clock()
         if not vote.granted or node not in self.voter_nodes:
             return
         majority = (len(self.voter_nodes) + 1) // 2 + 1
@@ -187,7 +192,7 @@ class Elections(Engine):
     def _heard_leader(self, node: MemberNode) -> None:
         """A message of the leader of our term has come."""
         now = self.clock()
-        self._leader_heard, self._leader_lost = now, False
+        self._leader_heard, self._leader_lost, self._heard[node.id] = now, False, now
         self._prevotes, self._may_raise_term = None, False
         self._postpone_election(now)
         self.leader_node = node
@@ -203,6 +208,15 @@ class Elections(Engine):
         self.leader_node = None
 
     # ---- connections
+
+    def in_touch(self) -> frozenset[str]:
+        """The members that a member which does not lead is in touch with. A process that is stopped keeps its connections: who
+        asks for votes counts only who answered lately."""
+        connected = frozenset(node.id for node in set(self.connected))
+        if self._prevotes is None and self.role is not Role.CANDIDATE:
+            return connected
+        since = self.clock() - self.timings.election_max * _TOUCH_ELECTIONS
+        return frozenset(node_id for node_id in connected if self._heard.get(node_id, since - 1) >= since)
 
     def _leader_connection_broke(self) -> None:
         if self._leader_lost:

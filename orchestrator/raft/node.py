@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, SwarmError, Unavailable
+from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, NotLeader, SwarmError, Unavailable
 from swarm.servers import RpcServer
 from swarm.v1 import raft_pb2 as pb
 from swarm.v1 import raft_pb2_grpc as rpc
@@ -274,7 +274,7 @@ class RaftNode(Consensus):
         )
         begin(core, proposal)
         # A timer of its own: `asyncio.timeout` costs as much as everything else here.
-        timer = self._loop.call_later(timeout, lambda: _resolve(future, proposal.expire()))
+        timer = self._loop.call_later(timeout, lambda: _resolve(future, proposal.expire(core.obstacle)))
         try:
             outcome = await future
         except asyncio.CancelledError:
@@ -294,7 +294,7 @@ class RaftNode(Consensus):
             "no majority of managers confirmed in time that this one still leads; repeat later",
         )
         if index is None:
-            raise Unavailable("this manager does not lead; ask another one")
+            raise NotLeader("this manager does not lead; ask another one")
         return int(index)
 
     async def _answered(self, ask: Callable[[Callable[[Any], None]], None], timeout: float, otherwise: str) -> Any:
@@ -399,9 +399,7 @@ class RaftNode(Consensus):
         if core is None:
             return ConsensusStatus("follower", 0, "", 0, 0, ())
         leader_id = self._leadership.leader_id
-        reachable = (
-            core.reachable() if self._leadership.is_leader else frozenset(node.id for node in set(core.connected))
-        )
+        reachable = core.reachable() if self._leadership.is_leader else core.in_touch()
         own_id = self.config.member.node_id
         members = tuple(
             MemberStatus(

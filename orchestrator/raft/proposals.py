@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from pysyncobj import FAIL_REASON
-from swarm.errors import OutcomeUnknown, ResourceExhausted, SwarmError, Unavailable
+from swarm.errors import NotLeader, OutcomeUnknown, ResourceExhausted, SwarmError, Unavailable
 
 from orchestrator.consensus import Committed
 
@@ -56,15 +56,15 @@ class Proposal:
             self.stage = Stage.ENDED
         self._answer(outcome)
 
-    def expire(self) -> SwarmError:
-        """The caller's deadline has passed; returns what it can be told."""
+    def expire(self, obstacle: str = "") -> SwarmError:
+        """The caller's deadline has passed; returns what it can be told. `obstacle`: why no majority can store it now."""
         with self._lock:
             stage, self.stage = self.stage, Stage.ENDED
         if stage is Stage.QUEUED:
             return Unavailable("the manager was too busy to take the write in time; nothing was written, repeat it")
         return OutcomeUnknown(
-            "the write was not confirmed by a majority of managers in time; it may still happen. Repeat it with the "
-            "same request id"
+            f"the write was not confirmed by a majority of managers in time{': ' if obstacle else ''}{obstacle}; it may "
+            "still happen. Repeat it with the same request id"
         )
 
     def __call__(self, _result: object, reason: int) -> None:
@@ -74,7 +74,7 @@ class Proposal:
                 ResourceExhausted("too many writes are waiting on this manager; nothing was written, repeat later")
             )
         else:
-            self.end(Unavailable("this manager does not lead; nothing was written, repeat it"))
+            self.end(NotLeader("this manager does not lead; nothing was written, repeat it"))
 
 
 def overwritten() -> SwarmError:

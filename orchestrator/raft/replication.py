@@ -56,6 +56,7 @@ class Progress:
     ignore_until: int = 0  # answers to messages up to this sequence say nothing new of a mismatch
     acknowledged: int = 0  # highest sequence that was answered in this term
     commit_told: int = 0
+    disk_full: bool = False  # it says that it has no room
     transferring: bool = False  # a snapshot is on its way
     snapshot_not_before: float = 0.0
 
@@ -75,6 +76,7 @@ class Replication(Elections):
         self.commit_news_at = float("inf")  # when the followers are told of a new commit index
         self._commit_told = 0  # the commit index when entries were sent last
         self._answers: list[tuple[str, pb.AppendResponse]] = []  # wait until the journal is synced
+        self._no_room_for: tuple[int, int] | None = None  # bytes and number of the entries that the disk refused last
         super().__init__(*arguments)
 
     # ---- what the rest of the core answers
@@ -164,6 +166,9 @@ class Replication(Elections):
         progress = self.progress.setdefault(node.id, Progress())
         self.last_response[node] = self.clock()
         progress.acknowledged = max(progress.acknowledged, answer.sequence)
+        if answer.disk_full != progress.disk_full:
+            progress.disk_full = answer.disk_full
+            log.warning("manager %s %s", node.id, "has no room on its disk" if answer.disk_full else "has room again")
         if answer.installing:
             progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
         before = self.match_index.get(node, 0)
@@ -218,6 +223,7 @@ class Replication(Elections):
         elif not message.presence_only:
             verified = self._take(message, answer)
             self._commit_up_to(min(message.commit_index, verified))
+        answer.disk_full = self._is_disk_full()
         self._answer(node, answer)
 
     def _answer(self, node: MemberNode, answer: pb.AppendResponse) -> None:
@@ -237,17 +243,29 @@ class Replication(Elections):
         end = previous + len(message.terms)
         missing = self._first_difference(message)
         if missing <= end:
+            needed = (sum(map(len, message.commands)), len(message.commands))
             try:
-                self.journal.reserve(sum(map(len, message.commands)), len(message.commands))
+                self.journal.reserve(*needed)
             except DiskFull as error:
-                log.warning("%s", error)
-                end = missing - 1
+                if self._no_room_for is None:
+                    log.warning("%s", error)
+                self._no_room_for, end = needed, missing - 1
             else:
                 self._append_from(message, missing)
         # What the base of the log covers is committed, hence equal.
         verified = max(end, self.base_index)
         answer.success, answer.match_index = True, verified
         return verified
+
+    def _is_disk_full(self) -> bool:
+        """Whether there is still no room for what was refused last: a leader that was told so sends nothing to find out."""
+        if self._no_room_for is not None:
+            try:
+                self.journal.reserve(*self._no_room_for)
+                self._no_room_for = None
+            except DiskFull:
+                return True
+        return False
 
     def _matches(self, index: int, term: int, answer: pb.AppendResponse) -> bool:
         ours = self.entry(index)

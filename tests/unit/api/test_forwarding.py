@@ -266,6 +266,33 @@ async def test_without_a_request_id_the_outcome_is_unknown() -> None:
         assert cluster.control("m3").calls == []
 
 
+async def test_a_write_whose_leader_was_lost_is_never_called_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "ELECTION_TIMEOUT", 0.3)
+    async with three_managers() as cluster, cluster.stub("m2") as stub:
+        cluster.control("m1").serve = _never
+        writing = asyncio.create_task(failure(remove(stub, "request-1")))
+        await asyncio.wait_for(cluster.control("m1").began.wait(), TIMEOUT)
+        await cluster.managers["m1"].stop()
+        cluster.elect("")
+        error = await writing
+        assert isinstance(error, OutcomeUnknown)
+        assert "same request id" in str(error)
+        assert isinstance(await failure(remove(stub, "request-2")), Unavailable), "this one reached nobody"
+        assert isinstance(await failure(node(stub)), Unavailable)
+
+
+async def test_who_does_not_lead_any_more_says_so_before_it_is_known_here() -> None:
+    async with three_managers() as cluster, cluster.stub("m1") as stub:
+        control = cluster.control("m1")
+
+        async def deposed() -> None:
+            control.serve = None
+            raise NotLeader("this manager does not lead")
+
+        control.serve = deposed
+        assert await remove(stub, "") == "m1"  # asked again, as it was re-elected
+
+
 async def test_a_call_leaves_a_leader_that_is_cut_off_as_soon_as_there_is_another() -> None:
     async with three_managers() as cluster, cluster.stub("m2") as stub:
         cluster.control("m1").serve = _never  # alive, but will not answer

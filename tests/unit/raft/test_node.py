@@ -11,6 +11,7 @@ from swarm.errors import (
     FailedPrecondition,
     InternalError,
     InvalidArgument,
+    NotLeader,
     OutcomeUnknown,
     PermissionDenied,
     SwarmError,
@@ -248,6 +249,62 @@ async def test_a_full_disk_refuses_writes_and_recovers(lab: Lab, monkeypatch: py
             await write(only, b"refused")
         assert await only.node.read_barrier(timeout=5) > 0
     assert await write(only, b"taken") == b"1"
+
+
+def fill_disk(patched: pytest.MonkeyPatch, manager: Manager) -> None:
+    core = manager.node._core
+    assert core is not None
+
+    def full(*_: object) -> None:
+        raise DiskFull("the disk that holds the state is full; free some space")
+
+    patched.setattr(core.journal, "reserve", full)
+
+
+async def test_a_leader_whose_disk_is_full_hands_over_and_takes_part_again_when_there_is_room(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = await lab.grow(3)
+    with monkeypatch.context() as patched:
+        fill_disk(patched, first)
+        with pytest.raises(NotLeader, match="nothing was written"):
+            await write(first, b"to another one")
+        await write_somewhere(lab, b"goes on")
+        assert not first.node.leadership().is_leader
+        await until(lambda: second.machine.commands == third.machine.commands == [b"goes on"])
+        assert first.machine.commands == []
+    await until(lambda: first.machine.commands == [b"goes on"])
+
+
+async def test_a_leader_whose_disk_is_full_stays_where_nobody_else_could_write_either(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, third = await lab.grow(3)
+    await third.stop()
+    await until(lambda: third.name not in {s.member.node_id for s in first.node.status().members if s.reachable})
+    with monkeypatch.context() as patched:
+        fill_disk(patched, first)
+        with pytest.raises(DiskFull, match="free some space"):
+            await write(first, b"refused")
+        assert first.node.leadership().is_leader
+    await write(first, b"taken")
+
+
+async def test_with_a_full_follower_and_another_one_gone_writes_are_refused_and_the_disk_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = await lab.grow(3)
+    await third.stop()
+    await until(lambda: third.name not in {s.member.node_id for s in first.node.status().members if s.reachable})
+    with monkeypatch.context() as patched:
+        fill_disk(patched, second)
+        with pytest.raises(OutcomeUnknown, match=f"no room on the disk of manager {second.name}.*it may still happen"):
+            await first.node.propose(b"the one that finds out", timeout=2)
+        with pytest.raises(DiskFull, match=rf"{second.name} .*{third.name} .*only 1 could .*2 are needed.*nothing was"):
+            await first.node.propose(b"refused", timeout=2)
+    await until(lambda: second.machine.commands == [b"the one that finds out"])
+    await write(first, b"taken")
+    assert first.machine.commands == [b"the one that finds out", b"taken"]
 
 
 async def test_two_processes_cannot_share_a_state_directory(lab: Lab) -> None:
