@@ -15,6 +15,7 @@ from swarm.names import (
     RUN_DIRECTORY,
     STATE_DIRECTORY,
 )
+from swarm.version import VERSION
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -46,6 +47,7 @@ class Options:
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Exits with a usage message where the arguments make no sense."""
     parser = argparse.ArgumentParser(prog="swarmd", description="The node daemon of a swarm.")
+    parser.add_argument("--version", action="version", version=f"swarmd version {VERSION}")
     parser.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY, help="what survives a reboot (%(default)s)")
     parser.add_argument("--run-dir", type=Path, default=RUN_DIRECTORY, help="sockets, namespaces (%(default)s)")
     parser.add_argument("--cgroup-parent", default="/swarm", help="cgroup of the containers (%(default)s)")

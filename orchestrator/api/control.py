@@ -82,6 +82,7 @@ class ControlService(ControlServicer):
         node_id: str,
         version: str,
         save_snapshot: Callable[[], AsyncIterator[bytes]],
+        enrolment_port: int = ENROLMENT_PORT,
     ) -> None:
         self._store = store
         self._transactions = transactions
@@ -95,6 +96,7 @@ class ControlService(ControlServicer):
         self._node_id = node_id
         self._version = version
         self._save_snapshot = save_snapshot
+        self._enrolment_port = enrolment_port  # the same at all managers, as their other ports
         self._writing = asyncio.Lock()
 
     def register(self, server: RpcServer) -> None:
@@ -171,7 +173,7 @@ class ControlService(ControlServicer):
     async def GetJoinTokens(
         self, request: control_pb2.GetJoinTokensRequest, context: Context
     ) -> control_pb2.GetJoinTokensResponse:
-        return _tokens(await self._read())
+        return _tokens(await self._read(), self._enrolment_port)
 
     async def RotateJoinToken(
         self, request: control_pb2.RotateJoinTokenRequest, context: Context
@@ -188,7 +190,7 @@ class ControlService(ControlServicer):
             return [Update(cluster)]
 
         await self._write(types_pb2.Cluster, request.request_id, decide)
-        return _tokens(self._store.snapshot())
+        return _tokens(self._store.snapshot(), self._enrolment_port)
 
     async def IssueCertificate(
         self, request: control_pb2.IssueCertificateRequest, context: Context
@@ -198,11 +200,15 @@ class ControlService(ControlServicer):
         now = self._clock.wall()
         if request.role == "server":
             check_server_addresses(request.addresses, list(snapshot.nodes.ids()))
-            chain = await asyncio.to_thread(sign_for_server, ca, request.csr_pem, request.name, list(request.addresses), now)
+            chain = await asyncio.to_thread(
+                sign_for_server, ca, request.csr_pem, request.name, list(request.addresses), now
+            )
         elif request.role in _PEOPLE:
             if request.addresses:
                 raise InvalidArgument("addresses: only a server's certificate carries addresses")
-            chain = await asyncio.to_thread(sign_for_person, ca, request.csr_pem, request.name, _PEOPLE[request.role], now)
+            chain = await asyncio.to_thread(
+                sign_for_person, ca, request.csr_pem, request.name, _PEOPLE[request.role], now
+            )
         else:
             raise InvalidArgument(f"role: {request.role!r} is not known; say admin, viewer or server")
         return control_pb2.IssueCertificateResponse(certificate_pem=chain, ca_pem=ca.certificate_pem)
@@ -412,14 +418,14 @@ class ControlService(ControlServicer):
         return control_pb2.RemoveResponse(id=removed)
 
 
-def _tokens(snapshot: Snapshot) -> control_pb2.GetJoinTokensResponse:
+def _tokens(snapshot: Snapshot, enrolment_port: int) -> control_pb2.GetJoinTokensResponse:
     cluster = require_cluster(snapshot)
     ca_pem = cluster.ca.certificate_pem
     return control_pb2.GetJoinTokensResponse(
         worker=join_token(ca_pem, cluster.join_secrets.worker),
         manager=join_token(ca_pem, cluster.join_secrets.manager),
         addresses=[
-            join_host_port(split_advertised(address)[0], ENROLMENT_PORT) for address in manager_addresses(snapshot)
+            join_host_port(split_advertised(address)[0], enrolment_port) for address in manager_addresses(snapshot)
         ],
     )
 

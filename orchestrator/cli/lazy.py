@@ -48,11 +48,23 @@ def load(name: str, entry: Entry) -> Any:
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)  # unlike get_command, without flags to install completion
         group.name = name
+        for command in group.commands.values():
+            _plain_usage(command)
         return group
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = {**CONTEXT_SETTINGS, **(entry.settings or {})}
     app.command(name, help=inspect.getdoc(found) or entry.help, context_settings=settings)(found)
-    return typer.main.get_command(app)
+    return _plain_usage(typer.main.get_command(app))
+
+
+def _plain_usage(command: Any) -> Any:
+    """Usage lines say `SERVICE…` where typer writes `{SERVICE…}`, and `[NODE]…` for what may be left out."""
+    for parameter in command.params:
+        if parameter.param_type_name == "argument" and parameter.metavar:
+            word = parameter.metavar
+            shown = word if parameter.required or word.startswith("[") else f"[{word}]"
+            parameter.get_usage_pieces = lambda _, shown=shown: [shown]
+    return command
 
 
 class LazyGroup(TyperGroup):

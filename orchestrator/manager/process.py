@@ -152,6 +152,7 @@ class Manager:
             node_id=self._node_id,
             version=VERSION,
             save_snapshot=Backups(self.consensus, self._options.places.manager).chunks,
+            enrolment_port=self._options.enrolment_port,
         )
         joining = EnrolmentService(self.store, self._transactions, clock=self._clock, ids=id_source())
         renewing = CertificatesService(self.store, self._transactions, clock=self._clock)

@@ -6,16 +6,22 @@ The key is made here and never leaves this host; the managers see a signing requ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from swarm.errors import AlreadyExists, InvalidArgument
+from swarm.errors import AlreadyExists, InvalidArgument, SwarmError
 from swarm.identity import TlsFiles
 from swarm.keys import new_key_and_request
+from swarm.names import CLUSTER_PORT
 from swarm.v1 import control_pb2 as control
 
 from orchestrator.cli import output
 from orchestrator.cli.invocation import session
+
+if TYPE_CHECKING:
+    from swarm.v1.control_pb2_grpc import ControlStub
+
+    from orchestrator.cli.session import Caller
 
 ROLES = ("admin", "viewer", "server")
 
@@ -55,4 +61,14 @@ def issue(
     files.write(keys.key_pem, answer.certificate_pem, answer.ca_pem)
     output.line(f"Certificate of {name} ({role}) written to {directory}")
     if role != "server":
-        output.note(f"Use it with: swarmctl --host MANAGER:2378 --tls {directory} service ls")
+        where = _manager_addresses(managers)
+        output.note(f"Use it with: swarmctl --host {where} --tls {directory} service ls")
+
+
+def _manager_addresses(managers: Caller[ControlStub]) -> str:
+    """Of all managers, as `--host` takes them."""
+    try:
+        members = managers.call(lambda stub: stub.GetInfo, control.GetInfoRequest()).raft.members
+    except SwarmError:
+        return f"HOST-OF-A-MANAGER:{CLUSTER_PORT}"  # the certificate is made; what is left is a hint
+    return ",".join(member.address for member in members)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from swarm.errors import Conflict, InvalidArgument
+from swarm.names import NODE_LEFT
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
@@ -72,6 +73,24 @@ def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmList
         identity=lambda node: node.id,
         document=lambda node: {**as_json(node), "manager_status": statuses.get(node.id) or None},
     )
+    if options.format == "table" and not options.quiet:
+        for hint in left_behind(nodes):
+            output.note(hint)
+
+
+def left_behind(nodes: Sequence[types.Node]) -> Iterable[str]:
+    """What to do about nodes that are only listed because nobody removed them: they left, or their host joined anew."""
+    present = {node.description.address for node in nodes if node.status.state == types.NODE_STATE_READY}
+    for node in nodes:
+        if node.status.state != types.NODE_STATE_DOWN:
+            continue
+        if node.description.address in present:
+            why = "its host is a member again, as another node"
+        elif node.status.message == NODE_LEFT:
+            why = "it left the swarm"
+        else:
+            continue
+        yield f"Node {name_of(node)} {node.id}: {why}; `swarmctl node rm {node.id}` takes it off the list."
 
 
 def manager_statuses(answer: control.ListNodesResponse) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
 from swarm.v1 import types_pb2 as types
+from swarm.version import VERSION
 
 from agent.node import children, description, manager_process
 from agent.node.leaving import refusal
@@ -243,3 +244,10 @@ def test_a_node_that_moves_keeps_its_identity_and_knows_itself_at_the_new_addres
     assert (after.address, after.listen_address) == ("10.0.0.9", "10.0.0.9")
     assert after.managers == ("10.0.0.9:2378", "10.0.0.2:2378")
     assert moved(RECORD, "10.0.0.9").listen_address == RECORD.listen_address
+
+
+def test_swarmd_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"swarmd version {VERSION}\n"

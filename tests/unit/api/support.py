@@ -35,7 +35,9 @@ async def no_snapshot() -> AsyncIterator[bytes]:
 class Api:
     """`service` is the Control service; `images` maps references to digests or to the error that asking raises."""
 
-    def __init__(self, agent_channel: Callable[[types_pb2.Node], grpc.aio.Channel] = no_agents) -> None:
+    def __init__(
+        self, agent_channel: Callable[[types_pb2.Node], grpc.aio.Channel] = no_agents, *, enrolment_port: int = 2377
+    ) -> None:
         self.clock = ManualClock(1_700_000_000.0)
         self.ids = id_source(random.Random(7))
         self.store = Store()
@@ -57,6 +59,7 @@ class Api:
             node_id="m1",
             version="test",
             save_snapshot=no_snapshot,
+            enrolment_port=enrolment_port,
         )
 
     async def start(self) -> Api:

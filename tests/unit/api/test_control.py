@@ -576,3 +576,10 @@ async def test_a_replica_without_any_state_gives_no_stale_answers() -> None:
 async def test_an_answer_that_is_not_stale_names_no_replica(api: Api) -> None:
     listed = await api.service.ListServices(control_pb2.ListRequest(), CONTEXT)
     assert not listed.HasField("replica")
+
+
+async def test_join_tokens_come_with_the_port_that_managers_are_joined_at() -> None:
+    for port in (2377, 4377):
+        api = await Api(enrolment_port=port).start()
+        tokens = await api.service.GetJoinTokens(control_pb2.GetJoinTokensRequest(), CONTEXT)
+        assert list(tokens.addresses) == [f"10.1.0.1:{port}"]

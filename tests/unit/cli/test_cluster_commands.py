@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from swarm.errors import Conflict, FailedPrecondition
+from swarm.names import NODE_LEFT
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 from swarm.v1 import types_pb2 as types
@@ -248,6 +249,30 @@ def test_a_certificate_is_made_of_a_key_that_stays_here(script: Script, swarmctl
     again = swarmctl("cert", "issue", "alice", "-o", str(target))
     assert again.code == 4
     assert len(script.asked("IssueCertificate")) == 1
+
+
+def test_how_to_use_a_certificate_names_the_managers(script: Script, swarmctl: Run, tmp_path: Path) -> None:
+    script.answers["IssueCertificate"] = control.IssueCertificateResponse(certificate_pem=b"cert", ca_pem=b"ca")
+    members = [control.RaftMemberInfo(address="10.0.0.1:2378"), control.RaftMemberInfo(address="10.0.0.2:2378")]
+    script.answers["GetInfo"] = control.GetInfoResponse(raft=control.RaftInfo(members=members))
+    result = swarmctl("cert", "issue", "alice", "-o", str(tmp_path / "tls"))
+    assert f"swarmctl --host 10.0.0.1:2378,10.0.0.2:2378 --tls {tmp_path}/tls service ls" in result.err
+
+
+def test_nodes_that_left_or_joined_anew_come_with_a_hint(script: Script, swarmctl: Run) -> None:
+    left, old, new, lost = host("w1"), host("w2"), host("w2"), host("w3")
+    for number, gone in enumerate((left, old, lost), 2):
+        gone.status.state = types.NODE_STATE_DOWN
+        gone.description.address = f"10.0.0.{number}"
+    left.status.message = NODE_LEFT
+    old.id, new.description.address = "w2-old", old.description.address
+    script.answers["ListNodes"] = control.ListNodesResponse(nodes=[left, old, new, lost])
+    script.answers["GetInfo"] = control.GetInfoResponse()
+    assert swarmctl("node", "ls").err.splitlines() == [
+        "Node w1 w1-id: it left the swarm; `swarmctl node rm w1-id` takes it off the list.",
+        "Node w2 w2-old: its host is a member again, as another node; `swarmctl node rm w2-old` takes it off the list.",
+    ]
+    assert swarmctl("node", "ls", "-q").err == ""
 
 
 @pytest.mark.parametrize("words", [["--role", "king"], ["--role", "server"], ["--address", "x"]])

@@ -44,6 +44,24 @@ def test_every_entry_of_the_table_has_a_command_with_help(entry: Any) -> None:
     assert program.run([*([group] if group else []), name, "--help"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["service", "rm"], "swarmctl service rm [OPTIONS] SERVICE…"),
+        (["node", "ps"], "swarmctl node ps [OPTIONS] [NODE]…"),
+        (["service", "create"], "swarmctl service create [OPTIONS] IMAGE [COMMAND] [ARG]…"),
+        (["swarm", "join-token"], "swarmctl swarm join-token [OPTIONS] worker|manager"),
+        (["swarm", "snapshot", "save"], "swarmctl swarm snapshot save [OPTIONS] FILE"),
+        (["lab", "exec"], "swarmctl lab exec [OPTIONS] NODE [--] CMD…"),
+    ],
+)
+def test_usage_lines_are_written_as_everywhere(
+    words: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.run([*words, "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"Usage: {usage}"
+
+
 def test_help_lists_groups_without_importing_them() -> None:
     code = (
         "import sys; from orchestrator.cli import main; main.run(['service', '--help']); "
