@@ -374,7 +374,7 @@ class Membership:
     async def wipe(self) -> None:
         """Removes what a membership leaves on this host."""
         parts = self._parts
-        for forget in (self._forget_networks, self._forget_rootfs):
+        for forget in (self._forget_networks, self._forget_rootfs, parts.runtime.clear):
             try:
                 await forget()
             except SwarmError as error:

@@ -43,6 +43,7 @@ def facts() -> HostFacts:
     init = next((found for name in _INIT_PROGRAMS if (found := shutil.which(name))), None)
     return HostFacts(
         cgroup_version_2=cgroups.hierarchies().version_2_only,
+        counts_swap=cgroups.counts_swap(cgroups.hierarchies()),
         may_raise_limits="CAP_SYS_RESOURCE" in held,
         capabilities=held,
         hard_limits=limits,

@@ -338,17 +338,12 @@ class OciRuntime:
                                     os.kill(pid, signal.SIGKILL)
                             watched.send(signal.SIGKILL)
                         await watched.ended()
-                self._kill_strays(container_id)
+                # of an interrupted creation, which no pid file names
+                cgroups.kill(cgroups.hierarchies(), self._cgroup_parent, container_id)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"container {container_id} did not end within {KILL_TIMEOUT:g} s of SIGKILL; a process hangs in the kernel"
             ) from None
-
-    def _kill_strays(self, container_id: str) -> None:
-        """Processes of an interrupted creation, which no pid file names."""
-        for pid in cgroups.processes(cgroups.hierarchies(), self._cgroup_parent, container_id):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     async def _remove_groups(self, container_id: str) -> None:
         """A group is busy for some milliseconds after its last process; version 1 tells nobody when that is over."""
@@ -360,9 +355,24 @@ class OciRuntime:
                 raise InternalError(
                     f"the control group of container {container_id} cannot be removed: {error}"
                 ) from error
-            self._kill_strays(container_id)
+            cgroups.kill(cgroups.hierarchies(), self._cgroup_parent, container_id)
             await asyncio.sleep(_CGROUP_WAIT * min(attempt + 1, 10))
         raise InternalError(f"the control group of container {container_id} stays busy; its processes do not end")
+
+    async def clear(self) -> None:
+        """See `Runtime`. Monitors that have just ended keep their group busy for a moment."""
+        for _ in range(_CGROUP_ATTEMPTS):
+            try:
+                if cgroups.remove_parent(cgroups.hierarchies(), self._cgroup_parent):
+                    break
+            except OSError as error:
+                raise InternalError(f"the control group {self._cgroup_parent} cannot be removed: {error}") from error
+            await asyncio.sleep(_CGROUP_WAIT)
+        else:
+            log.warning("the control group %s stays: something that is not ours is in it", self._cgroup_parent)
+        for directory in (self._run, self._sockets, self._runtime_root):
+            with contextlib.suppress(OSError):  # never made, or not empty
+                directory.rmdir()
 
     # ---------------------------------------------------------------------------------------------------------- places
 

@@ -89,6 +89,7 @@ class HostFacts:
     may_raise_limits: bool  # CAP_SYS_RESOURCE
     capabilities: frozenset[str]  # that this process can hand on
     hard_limits: dict[str, int] = field(default_factory=dict)  # rlimit name → ours, UNLIMITED for none
+    counts_swap: bool = False  # the kernel can limit it
     oom_score: int = 0  # our own; without CAP_SYS_RESOURCE no container gets a lower one
     init_program: Path | None = None  # a static init (tini)
 
@@ -133,11 +134,12 @@ def specification(settings: ContainerSettings, who: Identity, host: HostFacts, c
         "root": {"path": str(settings.rootfs), "readonly": settings.read_only},
         "hostname": settings.hostname,
         "mounts": _mounts(settings, host),
-        "annotations": dict(settings.labels),
+        # Only ours: to some runtimes annotations are orders (crun's run.oci.…), and labels are free text of people.
+        "annotations": {key: value for key, value in settings.labels.items() if key.startswith("swarm.")},
         "linux": {
             "cgroupsPath": cgroup_path,
             "namespaces": namespaces,
-            "resources": _resources(settings),
+            "resources": _resources(settings, host),
             "seccomp": profile(capabilities),
             "sysctl": _sysctls(settings),
             "maskedPaths": list(MASKED_PATHS),
@@ -195,7 +197,7 @@ def _rlimits(settings: ContainerSettings, host: HostFacts, warnings: list[str]) 
     return found
 
 
-def _resources(settings: ContainerSettings) -> dict[str, Any]:
+def _resources(settings: ContainerSettings, host: HostFacts) -> dict[str, Any]:
     devices: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
     for kind, major, minor in _DEVICES:
         rule = {"allow": True, "type": kind, "major": major, "access": "rwm"}
@@ -216,6 +218,9 @@ def _resources(settings: ContainerSettings) -> dict[str, Any]:
                 f"a memory limit of {settings.memory_bytes} bytes holds no process; give at least 6 MiB"
             )
         resources["memory"] = {"limit": settings.memory_bytes}
+        if host.counts_swap:
+            # memory and swap together, as Docker: without it what exceeds the limit goes to swap until that is full
+            resources["memory"]["swap"] = 2 * settings.memory_bytes
     if settings.pids:
         resources["pids"] = {"limit": settings.pids}
     return resources

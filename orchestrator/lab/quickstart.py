@@ -15,7 +15,10 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from swarm import process
@@ -73,54 +76,96 @@ async def build_image() -> None:
 
 
 async def deploy() -> None:
-    """Creates the service, or updates the one of an earlier run."""
+    """Creates the service, or updates the one of an earlier run; then its replicas are on as many nodes."""
     exists = (await swarmctl("service", "inspect", "web", check=False)).exit_code == 0
-    if exists:
-        await swarmctl(
-            "service", "update", "--image", "web", "--replicas", str(REPLICAS), "--update-parallelism", "0", "web"
-        )
-    else:
+    if not exists:
         await swarmctl(
             "service", "create", "--name", "web", "--replicas", str(REPLICAS),
             "--publish", f"{PUBLISHED_PORT}:80", "web",
         )  # fmt: skip
+        return
+    await swarmctl(
+        "service", "update", "--image", "web", "--replicas", str(REPLICAS), "--update-parallelism", "0", "web"
+    )
+    if len({place.node for place in (await places()).values()}) < REPLICAS:
+        # what hosts that were away or other scales left: placed anew, they are spread
+        await swarmctl("service", "scale", "web=0")
+        await swarmctl("service", "scale", f"web={REPLICAS}")
 
 
-def _answer(address: str) -> str:
+@dataclass(frozen=True)
+class Place:
+    """Where a container runs."""
+
+    task: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a container said to a request that went to a host's published port."""
+
+    asked: str
+    text: str
+    container: str
+    place: Place
+
+
+def placed(document: list[dict[str, Any]]) -> dict[str, Place]:
+    """Container's host name, which is the beginning of its task's id → its place, from `service ps --format json`."""
+    return {
+        task["id"][:12]: Place(task["names"]["task"], task["names"]["node"])
+        for task in document
+        if task["status"]["state"] == "running" and task["desired_state"] == "running"
+    }
+
+
+async def places() -> dict[str, Place]:
+    return placed(json.loads((await swarmctl("service", "ps", "web", "--format", "json")).text))
+
+
+def _ask(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}:{PUBLISHED_PORT}/cgi-bin/whoami", timeout=3) as response:
         return str(response.read().decode().strip())
 
 
-async def call(layout: LabLayout) -> list[tuple[str, str]]:
-    """(host asked, answer) of as many different containers as there are replicas. Raises DeadlineExceeded."""
-    answers: dict[str, tuple[str, str]] = {}
-    trouble = ""
+async def call(
+    hosts: Mapping[str, str],
+    ask: Callable[[str], str] = _ask,
+    look: Callable[[], Awaitable[dict[str, Place]]] = places,
+    *,
+    timeout: float = ANSWER_TIMEOUT,
+) -> list[Answer]:
+    """Asks the hosts (name → address) in turn until containers on REPLICAS different nodes have answered; one answer of each.
+
+    Answers that repeat, or come from a container that was replaced meanwhile, do not count. Raises DeadlineExceeded.
+    """
+    found: dict[str, Answer] = {}  # by node
+    where, trouble = await look(), ""
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
+        async with asyncio.timeout(timeout):
             while True:
-                for host in layout.hosts:
+                for name, address in hosts.items():
                     try:
-                        answer = await asyncio.to_thread(_answer, host.address)
+                        text = await asyncio.to_thread(ask, address)
                     except OSError as error:
-                        trouble = f"; {host.address} said {error}"
+                        trouble = f"; {address} said {error}"
                         continue
-                    found = re.match(r"container (\S+)", answer)
-                    if found:
-                        answers.setdefault(found[1], (host.name, answer))
-                    if len(answers) >= REPLICAS:
-                        return sorted(answers.values())
+                    said = re.match(r"container (\S+)", text)
+                    if said and said[1] not in where:
+                        where = await look()
+                        found = {node: answer for node, answer in found.items() if answer.container in where}
+                    if said and said[1] in where:
+                        place = where[said[1]]
+                        found.setdefault(place.node, Answer(name, text, said[1], place))
+                    if len(found) >= REPLICAS:
+                        return sorted(found.values(), key=lambda answer: answer.place.task)
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise DeadlineExceeded(
-            f"only {len(answers)} of {REPLICAS} containers answered on port {PUBLISHED_PORT}"
-            f" within {ANSWER_TIMEOUT:g} s{trouble}"
+            f"only containers on {len(found)} of {REPLICAS} nodes answered on port {PUBLISHED_PORT} within {timeout:g} s"
+            f"{trouble}; `swarmctl service ps web` and `swarmctl node ls` show where they run"
         ) from None
-
-
-async def _places() -> dict[str, str]:
-    """The beginning of a task's id, which is its container's host name → "web.1 on w2"."""
-    shown = json.loads((await swarmctl("service", "ps", "web", "--format", "json")).text)
-    return {task["id"][:12]: f"{task['names']['task']} on {task['names']['node']}" for task in shown}
 
 
 async def main() -> None:
@@ -130,15 +175,14 @@ async def main() -> None:
     say(f"Deploying {REPLICAS} replicas of `web`, published on port {PUBLISHED_PORT} of every host")
     await deploy()
     say("Calling it through the hosts' published port")
-    answers = await call(layout)
+    answers = await call({host.name: host.address for host in layout.hosts})
     show("")
     for arguments in (("node", "ls"), ("service", "ls"), ("service", "ps", "web")):
         show(f"$ swarmctl {' '.join(arguments)}")
         show((await swarmctl(*arguments)).text)
         show("")
-    places = await _places()
-    for host, answer in answers:
-        show(f"asked {host}: {answer} ({places.get(answer.split()[1], 'just replaced')})")
+    for answer in answers:
+        show(f"asked {answer.asked}: {answer.text} ({answer.place.task} on {answer.place.node})")
     program = Path(sys.executable).parent / "swarmctl"
     on_path = shutil.which("swarmctl")
     name = "swarmctl" if on_path else str(program)

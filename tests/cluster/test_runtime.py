@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from swarm.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 
-from agent.runtime import cgroups, logs
+from agent.runtime import cgroups, logs, processes
 from agent.runtime.interface import BindMount, ContainerPhase, ContainerSettings, Runtime, TmpfsMount
 from agent.runtime.oci import MONITOR_LOST, OciRuntime
 
@@ -376,3 +376,52 @@ async def test_six_at_once_and_their_removal(bench: Bench) -> None:
     assert [(state.id, state.phase) for state in states] == [(f"c{n}", ContainerPhase.RUNNING) for n in range(6)]
     await asyncio.gather(*(bench.runtime.delete(settings.id) for settings in many))
     assert bench.leftovers() == []
+
+
+async def test_nothing_stays_when_the_last_container_is_gone_and_the_node_leaves(bench: Bench) -> None:
+    await bench.run(bench.settings("c", "/bin/sleep", "1000"))
+    await bench.runtime.delete("c")
+    await bench.runtime.clear()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{bench.name}"))
+    assert not list((bench.base / "run").iterdir())
+    await bench.runtime.clear()
+
+
+def version_2() -> Path | None:
+    return cgroups.hierarchies().unified
+
+
+@pytest.mark.skipif(version_2() is None, reason="no version 2 of control groups is mounted")
+async def test_groups_of_version_2(bench: Bench) -> None:
+    """The kernel's own version 2, alone: what this module asks of a host that has no other."""
+    root = version_2()
+    assert root is not None
+    host = cgroups.Hierarchies(unified=root)
+    inner = root / bench.name / "c" / "inner"
+    inner.mkdir(parents=True)
+    program = await asyncio.create_subprocess_exec("sleep", "1000")
+    watched = await asyncio.create_subprocess_exec("sleep", "1000")
+    try:
+        (inner / "cgroup.procs").write_text(str(program.pid))
+        monitors = cgroups.monitor_groups(host, f"/{bench.name}", "0::/system.slice/swarmd.service")
+        assert monitors == [root / bench.name / cgroups.MONITORS]
+        monitors[0].mkdir()
+        (monitors[0] / "cgroup.procs").write_text(str(watched.pid))
+        assert processes.in_group(program.pid, f"/{bench.name}/c")
+        assert not processes.in_group(watched.pid, f"/{bench.name}/c")
+        assert cgroups.processes(host, f"/{bench.name}", "c") == {program.pid}
+        used = cgroups.usage(host, f"/{bench.name}", "c")
+        assert used is not None and used.cpu_seconds >= 0
+        assert not cgroups.remove(host, f"/{bench.name}", "c") and not cgroups.remove_parent(host, f"/{bench.name}")
+        cgroups.kill(host, f"/{bench.name}", "c")
+        assert await program.wait() == -signal.SIGKILL
+        assert watched.returncode is None, "the monitor is no process of the container"
+        assert "populated 0" in (root / bench.name / "c" / "cgroup.events").read_text()
+        assert cgroups.remove(host, f"/{bench.name}", "c")
+    finally:
+        for process in (program, watched):
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        cgroups.remove(host, f"/{bench.name}", "c")
+        assert cgroups.remove_parent(host, f"/{bench.name}")

@@ -114,6 +114,9 @@ class FakeRuntime:
     async def stats(self, container_id: str) -> ContainerStats:
         return ContainerStats(0.0, 0, 0)
 
+    async def clear(self) -> None:
+        self.log.append("clear")
+
     async def containers(self) -> list[ContainerState]:
         return [self._state(container_id) for container_id in self.held]
 

@@ -62,6 +62,49 @@ def test_monitors_leave_the_group_that_the_init_system_would_end(mounts: str, ow
     assert cgroups.monitor_groups(parse_mounts(mounts), "/swarm", own) == expected
 
 
+def tree(root: Path, *groups: str) -> None:
+    for group in groups:
+        (root / group).mkdir(parents=True, exist_ok=True)
+
+
+def test_killing_takes_the_kernels_one_step_where_version_2_has_it(tmp_path: Path) -> None:
+    tree(tmp_path, "swarm/abc")
+    (tmp_path / "swarm/abc/cgroup.kill").write_text("")
+    (tmp_path / "swarm/abc/cgroup.procs").write_text("")
+    cgroups.kill(Hierarchies(unified=tmp_path), "/swarm", "abc")
+    assert (tmp_path / "swarm/abc/cgroup.kill").read_text() == "1"
+    cgroups.kill(Hierarchies(unified=tmp_path), "/swarm", "gone")
+
+
+def test_the_parent_goes_with_its_monitors_in_every_hierarchy_and_what_others_made_stays(tmp_path: Path) -> None:
+    memory, unified = tmp_path / "memory", tmp_path / "unified"
+    tree(tmp_path, "memory/lab/m1", "unified/lab/m1/monitors")
+    host = Hierarchies((("memory", memory),), unified)
+    assert cgroups.remove_parent(host, "/lab/m1") and cgroups.remove_parent(host, "/lab/m1")
+    assert (memory / "lab").is_dir() and not (memory / "lab/m1").exists() and not (unified / "lab/m1").exists()
+    tree(tmp_path, "memory/lab/m1/theirs")
+    assert not cgroups.remove_parent(host, "/lab/m1")
+    assert (memory / "lab/m1/theirs").is_dir()
+    assert cgroups.remove_parent(host, "/") and memory.is_dir(), "the root group is nobody's to remove"
+
+
+@pytest.mark.parametrize(
+    ("files", "version_2", "counted"),
+    [
+        (["memory.memsw.limit_in_bytes"], False, True),
+        (["memory.limit_in_bytes"], False, False),
+        (["system.slice/memory.swap.max"], True, True),
+        (["system.slice/memory.max"], True, False),
+    ],
+)
+def test_whether_swap_is_counted(tmp_path: Path, files: list[str], version_2: bool, counted: bool) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    host = Hierarchies(unified=tmp_path) if version_2 else Hierarchies((("memory", tmp_path),))
+    assert cgroups.counts_swap(host) is counted
+
+
 def test_capabilities_are_read_from_the_kernels_bits() -> None:
     assert host.capabilities("Name:\tx\nCapPrm:\t0000000000000401\n") == {"CAP_CHOWN", "CAP_NET_BIND_SERVICE"}
     assert host.capabilities("") == frozenset()

@@ -55,6 +55,15 @@ def test_version_2_has_a_namespace_for_control_groups() -> None:
     assert {"type": "cgroup"} in document(replace(HOST, cgroup_version_2=True))["linux"]["namespaces"]
 
 
+def test_swap_is_limited_with_memory_where_the_kernel_counts_it() -> None:
+    counting = replace(HOST, counts_swap=True)
+    assert document(counting, memory_bytes=64 << 20)["linux"]["resources"]["memory"] == {
+        "limit": 64 << 20,
+        "swap": 128 << 20,
+    }
+    assert "memory" not in document(counting)["linux"]["resources"]
+
+
 def test_limits() -> None:
     resources = document(nano_cpus=1_500_000_000, cpu_shares_nano=500_000_000, memory_bytes=64 << 20, pids=9)["linux"][
         "resources"
