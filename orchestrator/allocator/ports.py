@@ -1,7 +1,8 @@
 """Published ports: the numbers that users left open.
 
-A port published through the mesh is unique among all services, per protocol. Chosen numbers come from 30000–32767 and stay
-with the service for as long as its spec publishes that target port.
+A port published through the mesh is unique among all services, per protocol: every node answers at it, so that no task can
+have it in host mode either. Chosen numbers come from 30000–32767 and stay with the service for as long as its spec publishes
+that target port.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def publish(
     services; ours are added."""
     kept = {_identity(port): port.published_port for port in service.published_ports}
     mine = {port_key(port) for port in service.spec.ports if port.published_port}
+    elsewhere = (
+        _host_mode_ports(snapshot, service) if any(not port.published_port for port in service.spec.ports) else set()
+    )
     published: list[PortConfig] = []
     for port in service.spec.ports:
         chosen = PortConfig()
@@ -44,7 +48,9 @@ def publish(
                 probe.published_port = candidate
                 key = port_key(probe)
                 owner = snapshot.services.publishing(key)
-                return key in mine or key in reserved or (owner is not None and owner.id != service.id)
+                return (
+                    key in mine or key in reserved or key in elsewhere or (owner is not None and owner.id != service.id)
+                )
 
             found = number if number and not taken(number) else None
             found = found or rotation.next("port", FIRST_PORT, LAST_PORT, taken)
@@ -55,6 +61,17 @@ def publish(
         published.append(chosen)
     reserved.update(mine)
     return published
+
+
+def _host_mode_ports(snapshot: Snapshot, service: Service) -> set[PortKey]:
+    """What other services publish in host mode, on whichever nodes."""
+    return {
+        port_key(port)
+        for other in snapshot.services
+        if other.id != service.id and not other.removing
+        for port in other.spec.ports
+        if port.published_port and not is_ingress(port)
+    }
 
 
 def _identity(port: PortConfig) -> tuple[int, str, bool]:

@@ -132,6 +132,12 @@ def test_ports_are_chosen_once_and_kept() -> None:
     assert [port.published_port for port in after.services["web"].published_ports] == [*chosen[:2], 8443]
 
 
+def test_a_chosen_port_is_none_that_another_service_has_in_host_mode() -> None:
+    taken = [PortConfig(target_port=80, published_port=port, mode=PUBLISH_MODE_HOST) for port in range(30_000, 32_767)]
+    snap, _ = allocate(snapshot(*BASE, *service("api", *taken), *service("web", PortConfig(target_port=80))))
+    assert [port.published_port for port in snap.services["web"].published_ports] == [32_767]
+
+
 def test_tasks_of_services_with_ingress_ports_join_the_ingress_network() -> None:
     ports = (PortConfig(target_port=80, published_port=80), PortConfig(target_port=81, mode=PUBLISH_MODE_HOST))
     snap, _ = allocate(snapshot(*BASE, *service("web", *ports), task(1)))
