@@ -26,7 +26,7 @@ from swarm.errors import FailedPrecondition, InternalError
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.raft.disk import Directory, DiskFull, StoredFile
-from orchestrator.raft.records import Damaged, Kind, Record, Scan, UnknownSchema, context, encode, encoded_size
+from orchestrator.raft.records import Damaged, Kind, Record, Scan, UnknownSchema, encode, encoded_size
 from orchestrator.raft.sealing import OVERHEAD_BYTES, Sealed, Sealer, open_sealed
 
 log = logging.getLogger(__name__)
@@ -239,16 +239,19 @@ class Journal(LibraryJournal):  # type: ignore[misc]
     # ---- writing
 
     def _record(self, kind: Kind, payload: bytes, index: int, term: int) -> None:
-        data = self._encoded(kind, self._next_sequence, self._synced_sequence, index, term, payload)
+        data = self._encoded(Record(kind, self._next_sequence, self._synced_sequence, index, term, payload))
         self._next_sequence += 1
         self._pending.append(data)
         self._pending_bytes += len(data)
 
-    def _encoded(self, kind: Kind, sequence: int, synced: int, index: int, term: int, payload: bytes) -> bytes:
-        sealed = self._sealer is not None
+    def _encoded(self, record: Record) -> bytes:
         if self._sealer is not None:
-            payload = self._sealer.seal(payload, context(kind, sequence, index, term))
-        return encode(Record(kind, sequence, synced, index, term, payload, sealed))
+            payload = self._sealer.seal(record.payload, record.context)
+            # Written out: `dataclasses.replace` costs as much as the sealing.
+            record = Record(
+                record.kind, record.sequence, record.synced, record.index, record.term, payload, sealed=True
+            )
+        return encode(record)
 
     def _write_pending(self) -> None:
         assert self._file is not None
@@ -280,7 +283,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         """Creates the next segment. Raises DiskFull, and then the current one stays."""
         name, sequence = _name(self._next_sequence), self._next_sequence
         data = self._encoded(
-            Kind.CHECKPOINT, sequence, sequence - 1, 0, checkpoint.term, checkpoint.SerializeToString()
+            Record(Kind.CHECKPOINT, sequence, sequence - 1, 0, checkpoint.term, checkpoint.SerializeToString())
         )
         file = self._directory.open(name, create=True)
         try:

@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -64,6 +65,9 @@ _TICK_THREAD_NICE = -5
 # Seconds that one Python thread may keep another waiting. The default of 5 ms is paid several times per committed write
 # when the event loop is busy; 1 ms costs a few percent of throughput.
 _SWITCH_INTERVAL = 0.001
+# What a thread that stores a snapshot rests after each block: about as long as the block took. A thread that computes without a
+# pause costs each of the others up to a switch interval whenever they have to wait for one another.
+_BREATH = 0.0005
 _GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -117,7 +121,7 @@ class RaftNode(Consensus):
         self._lock_directory()
         sealer = sealer_from(config.data_key)
         journal = Journal(directory, membership.founding(config.initial_members), sealer=sealer)
-        snapshots = self._links.snapshots = SnapshotStore(directory, sealer)
+        snapshots = self._links.snapshots = SnapshotStore(directory, sealer, breathe=_breathe)
         return Core(
             MemberNode(config.member.node_id, config.member.address),
             journal=journal,
@@ -419,6 +423,10 @@ class RaftNode(Consensus):
 def _resolve(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _breathe() -> None:
+    time.sleep(_BREATH)
 
 
 def _nothing() -> None:

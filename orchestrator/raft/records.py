@@ -49,12 +49,7 @@ class Record:
     @property
     def context(self) -> bytes:
         """What a sealed payload is bound to."""
-        return context(self.kind, self.sequence, self.index, self.term)
-
-
-def context(kind: Kind, sequence: int, index: int, term: int) -> bytes:
-    """What the sealed payload of such a record is bound to."""
-    return _CONTEXT.pack(kind, sequence, index, term)
+        return _CONTEXT.pack(self.kind, self.sequence, self.index, self.term)
 
 
 class Damaged(Exception):

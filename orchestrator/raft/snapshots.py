@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from swarm.errors import FailedPrecondition, InternalError
@@ -22,6 +22,8 @@ from orchestrator.raft.sealing import OVERHEAD_BYTES, Sealed, Sealer, open_seale
 
 SCHEMA = 1
 PART_BYTES = 512 << 10  # of a transfer
+# A file is synced as it grows. One sync of all of it at its end would be a burst that syncs of the journal wait behind.
+_SYNC_BYTES = 256 << 10
 _BLOCK = struct.Struct("<IIII")  # magic, kind, length, checksum
 _MAGIC = 0x53525753  # "SWRS"
 _HEADER, _STATE, _END, _SEALED = 1, 2, 3, 4
@@ -59,9 +61,13 @@ def file_name(index: int, term: int) -> str:
 class SnapshotStore:
     """The snapshots of a directory; the newest counts."""
 
-    def __init__(self, directory: Directory, sealer: Sealer | None = None) -> None:
+    def __init__(
+        self, directory: Directory, sealer: Sealer | None = None, *, breathe: Callable[[], None] = lambda: None
+    ) -> None:
+        """`breathe` is called after each block that `write` has written: to let the rest of the process go on."""
         self._directory = directory
         self._sealer = sealer
+        self._breathe = breathe
         self._attempts = itertools.count()
 
     def newest(self) -> Snapshot | None:
@@ -87,6 +93,7 @@ class SnapshotStore:
             incoming.add_block(_HEADER, header.SerializeToString())
             for chunk in chunks:
                 incoming.add_block(_STATE, zlib.compress(chunk, 1))
+                self._breathe()
             incoming.add_block(_END, b"")
             incoming.finish()
         return Snapshot(name, index, term, configuration)
@@ -205,6 +212,7 @@ class IncomingSnapshot:
         self._temporary = f"{name}.{attempt}{_TEMPORARY}"  # a second transfer of the same one must not write into this
         self._file: StoredFile | None = directory.open(self._temporary, create=True)
         self._offset = 0
+        self._synced = 0
         self._sealer = sealer
         self._number = 0
         self._partial = bytearray()
@@ -233,6 +241,9 @@ class IncomingSnapshot:
         block = _block(kind, data)
         self._file.write(self._offset, block)
         self._offset += len(block)
+        if self._offset - self._synced >= _SYNC_BYTES:
+            self._file.sync()
+            self._synced = self._offset
 
     def finish(self) -> None:
         """Makes the file durable under its final name."""

@@ -29,7 +29,6 @@ from orchestrator.store.tables import (
     TaskTable,
 )
 
-
 _TABLES = {
     Kind.NODE: "nodes",
     Kind.SERVICE: "services",

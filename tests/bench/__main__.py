@@ -1,4 +1,6 @@
-"""`./dev bench [--vs-docker] [--runs N] [--sizes 1,10,30,100]`: rounds of the scenarios, the subjects taking turns."""
+"""`./dev bench [--vs-docker] [--runs N] [--sizes 1,10,30,100]`: rounds of the scenarios, the subjects taking turns.
+
+`./dev bench --raft [--runs N]` measures the replicated log alone: see `tests.bench.raft`."""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 
+from tests.bench import raft
 from tests.bench.docker_swarm import DockerSwarm
 from tests.bench.ours import Ours, usable
 from tests.bench.scenarios import plan
@@ -25,7 +28,13 @@ def main() -> None:
     parser.add_argument("--vs-docker", action="store_true", help="a real Docker Swarm beside ours, round by round")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--sizes", default="1,10,30,100", help="replicas for the create scenario")
+    parser.add_argument(
+        "--raft", action="store_true", help="only the replicated log of three managers, against its targets"
+    )
     options = parser.parse_args()
+    if options.raft:
+        raft.main(options.runs)
+        return
     usable()
     subjects: list[Subject] = [Ours(), *([DockerSwarm()] if options.vs_docker else [])]
     times: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -23,7 +23,7 @@ from tests.bench.raft_cluster import Cluster, Remote, cluster, until
 TASKS = 100_000
 TASK_PADDING = 900  # with what else a task holds: about 1 kB
 SCHEDULED = 10_000
-DISK = Path("/var/tmp")  # noqa: S108 – a disk, where /tmp may be memory
+DISK = Path("/var/tmp")
 HALF_ELECTION = Timings().election_min / 2
 
 
@@ -56,15 +56,14 @@ def quantile(values: Sequence[float], at: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * at))]
 
 
-def late_tick(gaps: Sequence[float], at: float, idle: float = 0.1) -> float:
-    """How long something that is due at a random moment waits for the next tick, at most, in the share `at` of all cases.
-    A tick that waits for nothing in particular lasts `idle`, which is no delay."""
-    total = sum(gaps)
-    low, high = 0.0, max(gaps, default=0.0)
+def late_tick(busy: Sequence[float], seconds: float, at: float) -> float:
+    """How long what falls due or arrives at a random moment of `seconds` waits for the next tick, in the share `at` of all
+    cases: a tick of length b delays by more than d for b - d of that time."""
+    low, high = 0.0, max(busy, default=0.0)
     for _ in range(40):
         middle = (low + high) / 2
-        beyond = sum(gap - middle for gap in gaps if gap > max(middle, idle))
-        low, high = (middle, high) if beyond > total * (1 - at) else (low, middle)
+        beyond = sum(of_one - middle for of_one in busy if of_one > middle)
+        low, high = (middle, high) if beyond > seconds * (1 - at) else (low, middle)
     return high
 
 
@@ -121,26 +120,38 @@ async def speed(report: Report, leader: Remote) -> None:
     report.latency("ReadIndex", (await leader.ask("read", count=1000))["seconds"], 0.0015)
 
 
-def say_ticks(report: Report, what: str, gaps: dict[str, list[float]]) -> None:
-    p999 = max(late_tick(of_one, 0.999) for of_one in gaps.values())
-    worst = max(max(of_one, default=0.0) for of_one in gaps.values())
-    report.say(
-        f"  late tick, {what}",
-        f"p99.9 {ms(p999)} longest {ms(worst)}",
-        f"p99.9 < {ms(HALF_ELECTION)}",
-        met=p999 < HALF_ELECTION,
-    )
+class Watched:
+    """The ticks of some members within a block; says how late they were."""
+
+    def __init__(self, report: Report, what: str, members: Sequence[Remote]) -> None:
+        self._report, self._what, self._members = report, what, members
+
+    async def __aenter__(self) -> None:
+        await self._take()
+        self._began = time.monotonic()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        seconds = time.monotonic() - self._began
+        busy = await self._take()
+        p999 = max(late_tick(of_one, seconds, 0.999) for of_one in busy)
+        longest = max(max(of_one, default=0.0) for of_one in busy)
+        seen, wanted = f"p99.9 {ms(p999)} longest {ms(longest)}", f"p99.9 < {ms(HALF_ELECTION)}"
+        self._report.say(f"  late tick, {self._what}", seen, wanted, met=p999 < HALF_ELECTION)
+
+    async def _take(self) -> list[list[float]]:
+        return [(await member.ask("ticks"))["busy"] for member in self._members]
 
 
 async def large_state(report: Report, members: Cluster) -> None:
     leader = await members.leader()
     began = await members.statuses()
-    await members.ticks()
-    await leader.ask("fill", tasks=TASKS, padding=TASK_PADDING)
-    say_ticks(report, "while 100,000 tasks are written", await members.ticks())
-    seconds = (await leader.ask("flight", width=64, duration=10.0))["seconds"]
-    report.say("64 in flight, 100,000 tasks stored", f"{len(seconds) / 10:.0f}/s p99 {ms(quantile(seconds, 0.99))}")
-    say_ticks(report, "64 in flight, 100,000 tasks stored", await members.ticks())
+    async with Watched(report, "while 100,000 tasks are written", members.members):
+        await leader.ask("fill", tasks=TASKS, padding=TASK_PADDING)
+    async with Watched(report, "64 in flight, 100,000 tasks stored", members.members):
+        seconds = (await leader.ask("flight", width=64, duration=10.0))["seconds"]
+    report.say("  these writes", f"{len(seconds) / 10:.0f}/s p99 {ms(quantile(seconds, 0.99))}")
     await snapshots(report, members, leader)
     await restart(report, members, leader)
     await behind(report, members, leader)
@@ -149,27 +160,26 @@ async def large_state(report: Report, members: Cluster) -> None:
     report.say("term from the first write to here", f"{began[0]['term']} -> {ended[0]['term']}", "equal", met=same)
 
 
-async def quiet(members: Cluster) -> None:
+async def quiet(members: Sequence[Remote]) -> None:
     async def no_snapshot() -> bool:
-        return not any(status["busy"] for status in await members.statuses())
+        return not any([(await member.ask("status"))["busy"] for member in members])
 
     await until(no_snapshot, "no snapshot is being stored")
 
 
 async def snapshots(report: Report, members: Cluster, leader: Remote) -> None:
     """One writer, without and with all three members storing their state at once."""
-    await quiet(members)
+    await quiet(members.members)
     idle = (await leader.ask("write", count=1000, pause=0.002))["seconds"]
     report.say("one writer, paced, 100,000 tasks", f"p50 {ms(quantile(idle, 0.5))} p99 {ms(quantile(idle, 0.99))}")
-    await members.ticks()
     meanwhile: list[float] = []
-    taking = asyncio.gather(*[member.ask("snapshot") for member in members.members])
-    while not taking.done():
-        meanwhile += (await leader.ask("write", count=20, pause=0.002))["seconds"]
-    took = max(answer["took"] for answer in await taking)
+    async with Watched(report, "while all three store a snapshot", members.members):
+        taking = asyncio.gather(*[member.ask("snapshot") for member in members.members])
+        while not taking.done():
+            meanwhile += (await leader.ask("write", count=20, pause=0.002))["seconds"]
+        took = max(answer["took"] for answer in await taking)
     report.latency("  while all three store a snapshot", meanwhile, 0.05, at=0.99)
     report.say("  time to store it", f"{took:.1f} s")
-    say_ticks(report, "while all three store a snapshot", await members.ticks())
 
 
 async def restart(report: Report, members: Cluster, leader: Remote) -> None:
@@ -190,20 +200,20 @@ async def restart(report: Report, members: Cluster, leader: Remote) -> None:
 async def behind(report: Report, members: Cluster, leader: Remote) -> None:
     """A follower that was away for longer than the log reaches back gets a snapshot, while writes go on."""
     follower = next(member for member in members.members if member is not leader)
-    await quiet(members)
+    await quiet(members.members)
     await follower.kill()
     away = (await leader.ask("status"))["applied"]
     while (await leader.ask("status"))["base"] <= away:
         await leader.ask("flight", width=256, duration=2.0)
-    await quiet(members)
-    await members_ticks_of(leader)
-    began = time.monotonic()
-    await follower.start()
-    target, seconds = (await leader.ask("status"))["applied"], []
-    while (status := await follower.ask("status"))["applied"] < target:
-        seconds += (await leader.ask("write", count=20, pause=0.002))["seconds"]
-        if time.monotonic() - began > 60:
-            break
+    await quiet([member for member in members.members if member is not follower])
+    began, seconds = time.monotonic(), []
+    target = (await leader.ask("status"))["applied"]
+    async with Watched(report, "of the leader, while one far behind is caught up", [leader]):
+        await follower.start()
+        while (status := await follower.ask("status"))["applied"] < target:
+            seconds += (await leader.ask("write", count=20, pause=0.002))["seconds"]
+            if time.monotonic() - began > 60:
+                break
     report.say(
         "a follower far behind, caught up by a snapshot",
         f"{time.monotonic() - began:.1f} s",
@@ -211,25 +221,18 @@ async def behind(report: Report, members: Cluster, leader: Remote) -> None:
         met=status["applied"] >= target and status["snapshot"] > away,
     )
     report.latency("  one writer meanwhile", seconds, 0.05, at=0.99)
-    say_ticks(report, "of the leader meanwhile", {leader.name: await members_ticks_of(leader)})
-
-
-async def members_ticks_of(member: Remote) -> list[float]:
-    gaps: list[float] = (await member.ask("ticks"))["gaps"]
-    return gaps
 
 
 async def scheduling(report: Report, members: Cluster) -> None:
     leader = await members.leader()
     before = await members.statuses()
-    await members.ticks()
-    took = await leader.ask("schedule", tasks=SCHEDULED, duration=300.0)
+    async with Watched(report, "while tasks are scheduled", members.members):
+        took = await leader.ask("schedule", tasks=SCHEDULED, duration=300.0)
     after = await members.statuses()
     report.say(
         f"{SCHEDULED:,} tasks scheduled and run",
         f"placed after {took['placed']:.1f} s, running {took['running']:.1f} s",
     )
-    say_ticks(report, "meanwhile", await members.ticks())
     terms = max(status["term"] for status in before), max(status["term"] for status in after)
     asked = sum(s["elections"] for s in after) - sum(s["elections"] for s in before)
     report.say(

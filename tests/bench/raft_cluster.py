@@ -91,17 +91,12 @@ class Cluster:
         await until(known, "a leader is there")
         return found[0]
 
-    async def ticks(self) -> dict[str, list[float]]:
-        """Seconds between the ticks of each member, since the last call."""
-        answers = await asyncio.gather(*[member.ask("ticks") for member in self.members])
-        return {member.name: answer["gaps"] for member, answer in zip(self.members, answers, strict=True)}
-
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 60.0) -> None:
     """Polls other processes. Raises Missed."""
     try:
         async with asyncio.timeout(timeout):
-            while not await condition():
+            while not await condition():  # noqa: ASYNC110 – the others are processes
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise Missed(f"{what}: not within {timeout:g} s") from None

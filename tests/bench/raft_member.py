@@ -17,6 +17,8 @@ footprint.begin()
 import asyncio
 import json
 import logging
+import os
+import queue
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -33,7 +35,7 @@ from swarm.v1 import types_pb2 as types
 from orchestrator.consensus import Member
 from orchestrator.controllers.loop import ControlLoop
 from orchestrator.raft import RaftConfig, RaftNode
-from orchestrator.store import Change, Create, Kind, Remove, SetTaskStatus, Store, Transactions, Update, copy_of
+from orchestrator.store import Change, Create, Kind, Remove, SetTaskStatus, Store, Transactions
 from orchestrator.store.states import is_final
 
 TIMEOUT = 60.0  # seconds of one commit under load
@@ -57,32 +59,58 @@ def task(id_: str, *, padding: int = 0) -> types.Task:
         node_id=f"node{hash(id_) % NODES}",
         service_name="bench",
         desired_state=types.TASK_STATE_SHUTDOWN,
-        status=types.TaskStatus(state=types.TASK_STATE_SHUTDOWN, message="stopped", error="x" * padding),
+        # Half of it can be compressed away, about as of ids, addresses and words.
+        status=types.TaskStatus(
+            state=types.TASK_STATE_SHUTDOWN, message="stopped", error=os.urandom(padding // 2).hex() if padding else ""
+        ),
     )
 
 
+class Inbox:
+    """The tick thread's queue; counts how long that thread has waited in it, which is no delay. Waking up later than asked
+    for is one."""
+
+    def __init__(self, inner: queue.SimpleQueue[Any]) -> None:
+        self.put, self.get_nowait = inner.put, inner.get_nowait
+        self._get = inner.get
+        self.idle = 0.0
+
+    def get(self, timeout: float) -> Any:
+        began = time.monotonic()
+        try:
+            return self._get(timeout=timeout)
+        finally:
+            self.idle += min(timeout, time.monotonic() - began)
+
+
 class Ticks:
-    """When each tick of the protocol began. A tick is late by what passes between two beyond the wanted wait."""
+    """How long each tick of the protocol kept whatever was due or came next waiting."""
 
     def __init__(self) -> None:
-        self.began: list[float] = []
+        self._busy: list[float] = []
 
     def attach(self, node: RaftNode) -> None:
         core = node._core
         assert core is not None
-        library_tick, began = core.doTick, self.began
+        inbox: Any = Inbox(node._links._inbox)
+        node._links._inbox = inbox
+        library_tick, busy = core.doTick, self._busy
+        last, idle = time.monotonic(), 0.0
 
         def tick(wait: float) -> None:
-            began.append(time.monotonic())
+            nonlocal last, idle
+            now = time.monotonic()
+            busy.append(now - last - (inbox.idle - idle))
+            last, idle = now, inbox.idle
             library_tick(wait)
 
         core.doTick = tick
 
     def take(self) -> list[float]:
-        """Seconds from each tick to the next, since the last call."""
-        began = self.began[:]
-        del self.began[: len(began) - 1]
-        return [after - before for before, after in zip(began, began[1:], strict=False)]
+        """Seconds of each tick since the last call, but for its waits."""
+        busy = self._busy[:]
+        del self._busy[: len(busy)]
+        return busy
 
 
 class MemberProcess:
@@ -143,7 +171,7 @@ class MemberProcess:
         }  # fmt: skip
 
     async def do_ticks(self) -> dict[str, Any]:
-        return {"gaps": self.ticks.take()}
+        return {"busy": self.ticks.take()}
 
     async def do_write(self, count: int, pause: float = 0.0) -> dict[str, Any]:
         """One writer."""

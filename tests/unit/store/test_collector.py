@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from orchestrator.store import collector
-from orchestrator.store.collector import CollectorRelief, paused
+from orchestrator.store.collector import WRITES_BETWEEN, CollectorRelief, paused
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +26,11 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_large_store_is_frozen_after_many_writes(frozen: list[str]) -> None:
     relief = CollectorRelief()
-    relief.wrote(19_999, lambda: 50_000)
+    relief.wrote(WRITES_BETWEEN - 1, lambda: 50_000)
     assert frozen == []
     relief.wrote(1, lambda: 50_000)
     assert frozen == ["collect", "freeze"]
-    relief.wrote(19_999, lambda: 50_000)
+    relief.wrote(WRITES_BETWEEN - 1, lambda: 50_000)
     assert len(frozen) == 2
 
 
@@ -46,3 +46,9 @@ def test_the_collector_pauses_and_goes_on_also_after_an_error() -> None:
         assert not gc.isenabled()
         raise ValueError
     assert gc.isenabled()
+
+
+def test_what_was_made_meanwhile_is_frozen_before_the_collector_goes_on(frozen: list[str]) -> None:
+    with paused():
+        pass
+    assert frozen == ["freeze"]
