@@ -281,7 +281,7 @@ class Core(Compaction):
         """What was under way on a broken link is lost."""
         progress, node = self.progress.get(node_id), self._node(node_id)
         if progress is not None and progress.flights and node in self.next_index:
-            self._start_over(node, progress, self.match_index.get(node, 0) + 1)
+            self._send_again(node, progress)
 
     def is_receiving(self) -> bool:
         return self.links.is_receiving()

@@ -104,7 +104,7 @@ class Replication(Elections):
     def _send_to(self, node: MemberNode, now: float) -> None:
         progress = self.progress.setdefault(node.id, Progress())
         if progress.flights and now - progress.flights[0].sent > self.timings.election_max * _FLIGHT_TIMEOUT_ELECTIONS:
-            self._start_over(node, progress, self.match_index.get(node, 0) + 1)
+            self._send_again(node, progress)
         following, match = self.next_index[node], self.match_index.get(node, 0)
         if following <= self.base_index:
             self._offer_snapshot(node, progress, now)
@@ -132,6 +132,12 @@ class Replication(Elections):
         progress.commit_told = min(self.commit_index, end)
         if not progress.probing:
             self.next_index[node] = end + 1
+
+    def _send_again(self, node: MemberNode, progress: Progress) -> None:
+        """What was on its way is lost. Who has not answered in this term yet is asked at the same entry again: it holds most
+        of the log, as a rule, and beginning at the first entry would cost it a snapshot."""
+        match = self.match_index.get(node, 0)
+        self._start_over(node, progress, match + 1 if match else self.next_index[node])
 
     def _start_over(self, node: MemberNode, progress: Progress, following: int) -> None:
         """What is on its way is given up; its answers are old news from now on."""

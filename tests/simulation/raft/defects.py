@@ -22,6 +22,7 @@ from orchestrator.raft.journal import Journal
 from orchestrator.raft.proposals import Proposal
 from orchestrator.raft.replication import Replication
 from orchestrator.raft.snapshots import Snapshot, SnapshotDamaged, SnapshotStore
+from tests.simulation.raft import more_defects as more
 from tests.simulation.raft.virtual_disk import VirtualDirectory, VirtualFile
 
 
@@ -244,8 +245,20 @@ DEFECTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "F": compaction_in_place,
     "G": no_checksums,
     "H": damaged_snapshot_ignored,
+    "I, callbacks": more.applied_after_the_callbacks,
+    "I, machine": more.machine_stops_the_log,
     "J": nothing_synced,
     "K": two_changes_at_once,
     "L": reads_without_proof,
     "M": wrong_answers,
+    "N, pre-vote": more.no_prevote,
+    "N, learners": more.no_learners,
+    "N, boot": more.members_known_when_applied,
+    "O, batches": more.batches_reset_one_another,
+    "O, pieces": more.last_piece_by_another_length,
+    "O, tick thread": more.snapshots_on_the_tick_thread,
+    "O, fork": more.snapshots_by_fork,
+    "O, install": more.snapshots_sent_anew,
+    "P, wire": more.pickle_on_the_wire,
+    "P, disk": more.pickle_on_the_disk,
 }

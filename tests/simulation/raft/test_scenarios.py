@@ -1,0 +1,43 @@
+"""What the simulation has found once, set up by hand: each of these failed before it was mended."""
+
+from __future__ import annotations
+
+from orchestrator.raft.engine import Role
+from tests.simulation.raft import world
+from tests.simulation.raft.hosts import Host
+
+
+def settled() -> tuple[world.World, Host, Host, Host]:
+    """Three members without faults: the world, the leader, the others."""
+    made = world.World(1, world.Options(rude_callers=False))
+    for _ in range(60):
+        made.step(faults=False, clients=False)
+    leader = made.leader()
+    assert leader is not None
+    one, other = (host for host in made.hosts.values() if host is not leader)
+    return made, leader, one, other
+
+
+def test_a_member_that_was_cut_off_from_a_new_leader_needs_no_snapshot() -> None:
+    """The new leader has sent it a batch, and no answer ever came: that says nothing about what it holds."""
+    with world.small_scale():
+        made, leader, away, other = settled()
+        while made.counts["snapshot taken"] < 3:
+            made.step(faults=False)
+        for host in made.hosts.values():
+            host.keep_whole_log()
+        for _ in range(100):
+            made.step(faults=False, clients=False)
+        for host in (leader, other):
+            made.network.cut(host.name, away.name, both=True)
+        made.faults.transfer(other.name)
+        while other.core.role is not Role.LEADER:
+            made.step(faults=False, clients=False)
+        for _ in range(200):  # longer than a batch is waited for
+            made.step(faults=False)
+        sent = made.counts["snapshot sent"]
+        made.network.heal_all()
+        for _ in range(100):
+            made.step(faults=False, clients=False)
+        assert made.counts["snapshot sent"] == sent
+        assert away.core.applied_index() == other.core.commit_index
