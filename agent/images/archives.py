@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _LIST = "manifest.json"
 _OLD_LIST = "repositories"
+MAX_LIST_BYTES = 4 << 20
+MAX_MEMBERS = 50_000  # files of an archive of images: a few for each layer
 
 
 def join(parts: Sequence[Path], target: Path) -> None:
@@ -46,9 +50,20 @@ def names(archive: Path) -> list[str] | None:
     """The names of the images in a Docker archive; None where it is no such archive. Raises OSError."""
     try:
         with tarfile.open(archive) as opened:
-            content = opened.extractfile(_LIST)
+            content = _list_of(opened)
             if content is None:
                 return None
-            return [name for image in json.load(content) for name in image.get("RepoTags") or ()]
-    except (KeyError, tarfile.TarError, ValueError, AttributeError):
+            return [name for image in json.loads(content) for name in image.get("RepoTags") or ()]
+    except (EOFError, tarfile.TarError, ValueError, TypeError, AttributeError, zlib.error, lzma.LZMAError):
         return None
+
+
+def _list_of(opened: tarfile.TarFile) -> bytes | None:
+    """The list of images. The archive is a stranger's: neither the number of its files nor the list may fill the memory."""
+    for number, member in enumerate(opened):
+        if number >= MAX_MEMBERS:
+            return None
+        if member.name == _LIST and member.isfile() and member.size <= MAX_LIST_BYTES:
+            content = opened.extractfile(member)
+            return content.read() if content is not None else None
+    return None

@@ -396,7 +396,9 @@ def _find(layers: Layers, wanted: Reference) -> Record | None:
 def _instructions(context: Path, file: str) -> Path:
     candidates = [file] if file else ["Containerfile", "Dockerfile"]
     for name in candidates:
-        path = context / name
+        path = (context / name).resolve()
+        if not path.is_relative_to(context.resolve()):
+            raise InvalidArgument(f"the file {name} lies outside of the build context; put it inside")
         if path.is_file():
             return path
     raise InvalidArgument(f"the build context has no {' or '.join(candidates)}; name the file with --file")

@@ -36,7 +36,8 @@ from agent.network.resolver_upstream import HostResolvers, forward
 from agent.network.resolver_wire import PID, STATE, VERSION, Message, read_message, socket_path, write_message
 
 MAX_OUTSTANDING = 1000  # questions under way to upstream servers
-MAX_QUERY_BYTES = 4096
+MAX_CONTAINER_OUTSTANDING = 100  # of them, of one container: others have their names whatever it does
+MAX_CONTAINER_STREAMS = 50  # TCP connections of one container
 IDLE_SECONDS = 10.0  # of a TCP client
 CLOSE_SECONDS = 1.0  # for connections to end when we do
 BACKLOG = 64
@@ -52,6 +53,8 @@ class Container(asyncio.DatagramProtocol):
         self.description = description
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
+        self._outstanding = 0
+        self._streams = 0
 
     async def open(self, threads: NamespaceThreads) -> None:
         """Listens inside the namespace. Raises OSError."""
@@ -79,16 +82,34 @@ class Container(asyncio.DatagramProtocol):
             return
         reply = self._resolver.answer(self.description, data, stream=False)
         if reply is None:
-            self._resolver.ask_upstream(self.description, data, lambda found: transport.sendto(found, addr))
+            self._ask_upstream(data, lambda found: transport.sendto(found, addr))
         elif reply:
             transport.sendto(reply, addr)
+
+    def _ask_upstream(self, query: bytes, send: Callable[[bytes], None]) -> None:
+        if self._outstanding >= MAX_CONTAINER_OUTSTANDING:
+            send(failure(query))
+            return
+        self._outstanding += 1
+
+        def done() -> None:
+            self._outstanding -= 1
+
+        self._resolver.ask_upstream(self.description, query, send, done)
 
     def error_received(self, exc: Exception) -> None:
         log.debug("a client went away before its answer: %s", exc)
 
     async def _serve_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with self._resolver.serving(writer):
-            await self._answer_stream(reader, writer)
+        if self._streams >= MAX_CONTAINER_STREAMS:
+            writer.close()
+            return
+        self._streams += 1
+        try:
+            with self._resolver.serving(writer):
+                await self._answer_stream(reader, writer)
+        finally:
+            self._streams -= 1
 
     async def _answer_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -148,10 +169,13 @@ class Resolver:
         servers = tuple(container.get("nameservers") or ()) or self._host.servers()
         return await forward(query, servers, stream=stream) or failure(query)
 
-    def ask_upstream(self, container: Message, query: bytes, send: Callable[[bytes], None]) -> None:
-        """Asks in the background and hands the answer to `send`."""
+    def ask_upstream(
+        self, container: Message, query: bytes, send: Callable[[bytes], None], done: Callable[[], None]
+    ) -> None:
+        """Asks in the background and hands the answer to `send`; calls `done` in the end."""
         if len(self._asking) >= MAX_OUTSTANDING:
             send(failure(query))
+            done()
             return
 
         async def ask() -> None:
@@ -162,6 +186,7 @@ class Resolver:
         task = asyncio.create_task(ask())
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
+        task.add_done_callback(lambda _: done())
 
     # ----------------------------------------------------------------------------------------------------- updates
 

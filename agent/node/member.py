@@ -27,6 +27,7 @@ from swarm.v1 import types_pb2 as types
 
 from agent.images.interface import ImageStore
 from agent.network.interface import DataPlane
+from agent.node.callers import is_stranger
 from agent.node.description import describe
 from agent.node.manager_process import ManagerProcess
 from agent.node.options import Options
@@ -115,6 +116,7 @@ class Member:
         self.manager: ManagerProcess | None = None
         self._role_changed = asyncio.Event()
         self._roles_asked: tuple[Role, Role] | None = None  # for which a certificate was asked in this session
+        self._manager_ids: frozenset[str] = frozenset()  # as this process heard last
         self._leaving = False
         self._in_step = False  # this session has sent assignments: its manager's indexes and ours are of one history
         self._heard = False  # assignments from a manager, not only from the disk
@@ -148,7 +150,7 @@ class Member:
 
     async def _listen(self) -> RpcServer | None:
         """The agent port. A node works without it, only its logs and images cannot be reached from elsewhere."""
-        server = RpcServer()
+        server = RpcServer(is_revoked=lambda peer: is_stranger(peer, self._manager_ids, self._parts.clock.wall()))
         self._add_services(server)
         address = f"{self.record.listen_address}:{self.record.agent_port}"
         try:
@@ -195,6 +197,7 @@ class Member:
     def settings(self, settings: dispatcher.SessionSettings) -> None:
         before = self.record
         managers = [manager.address for manager in settings.managers]
+        self._manager_ids = frozenset(manager.node_id for manager in settings.managers) or self._manager_ids
         self.record = before.with_settings(settings.node.number, managers, settings.default_registry)
         if self.record != before:
             self._file.write(self.record)

@@ -20,6 +20,7 @@ from swarm.servers import current_peer
 from swarm.v1 import dispatcher_pb2 as dispatcher
 
 from orchestrator.dispatcher.outbox import Outbox
+from orchestrator.dispatcher.reports import check_hello
 
 if TYPE_CHECKING:
     from orchestrator.dispatcher.dispatcher import Dispatcher
@@ -109,8 +110,9 @@ class SessionServicer:
                 first = await anext(requests)
         except (TimeoutError, StopAsyncIteration) as error:
             raise InvalidArgument("the session began without a hello") from error
-        if first.WhichOneof("message") != "hello" or not first.hello.boot_id:
+        if first.WhichOneof("message") != "hello":
             raise InvalidArgument("a session begins with a hello that names the agent's boot")
+        check_hello(first.hello)
         return first.hello
 
     async def _refusal(self, node_id: str, hello: dispatcher.SessionHello) -> Refusal | None:

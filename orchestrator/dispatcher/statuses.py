@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from swarm.errors import ResourceExhausted
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
+from orchestrator.dispatcher.reports import bounded
 from orchestrator.store import SetTaskStatus, Snapshot, states
 
 MAXIMUM_PENDING = 100_000  # tasks with a status waiting: about 30 MB
-MAXIMUM_BATCH = 4_000  # statuses in one Raft entry: about 1 MB
+MAXIMUM_BATCH = 4_000  # statuses that travel together: about 1 MB
+MAXIMUM_BATCH_BYTES = 2 << 20  # where they are unusually long: a message holds 4 MiB
 
 
 @dataclass
@@ -50,13 +53,14 @@ class StatusQueue:
         return bool(self._pending or self._sequences)
 
     def offer(self, reporter: str, sequence: int, node_id: str, updates: Iterable[dispatcher.TaskStatusUpdate]) -> None:
-        """Takes a report in. Raises ResourceExhausted where the queue is full; the reporter repeats it later."""
+        """Takes a report in. Raises ResourceExhausted where the queue is full; the reporter repeats it later.
+        Raises InvalidArgument where a status is larger than any can be."""
         if len(self._pending) >= MAXIMUM_PENDING:
             raise ResourceExhausted(
                 f"{len(self._pending)} task statuses wait to be committed; this manager takes more when they are"
             )
         for update in updates:
-            self._merge(update.task_id, node_id, update.status)
+            self._merge(update.task_id, node_id, bounded(update.status))
         self._sequences[reporter] = max(sequence, self._sequences.get(reporter, 0))
 
     def _merge(self, task_id: str, node_id: str, status: types.TaskStatus) -> None:
@@ -67,12 +71,23 @@ class StatusQueue:
     def take(self) -> StatusBatch:
         """The next batch. Reporters are acknowledged by the batch that empties the queue of what they reported."""
         self._numbers += 1
-        if len(self._pending) <= MAXIMUM_BATCH:
+        fitting = self._fitting()
+        if fitting == len(self._pending):
             batch = StatusBatch(self._numbers, self._pending, self._sequences)
             self._pending, self._sequences = {}, {}
             return batch
-        chosen = list(self._pending)[:MAXIMUM_BATCH]
+        chosen = list(islice(self._pending, fitting))
         return StatusBatch(self._numbers, {task_id: self._pending.pop(task_id) for task_id in chosen})
+
+    def _fitting(self) -> int:
+        """How many of the oldest fit into a batch; at least one."""
+        size = number = 0
+        for _, status in islice(self._pending.values(), MAXIMUM_BATCH):
+            size += status.ByteSize()
+            if number and size > MAXIMUM_BATCH_BYTES:
+                break
+            number += 1
+        return number
 
     def give_back(self, batch: StatusBatch) -> None:
         """The batch was not confirmed: it waits again, newer reports winning."""

@@ -9,13 +9,12 @@ then on, although the certificate that it still has would let it speak for other
 from __future__ import annotations
 
 from swarm.clock import seconds_of
-from swarm.identity import Peer, Role
+from swarm.errors import HistoryCut
+from swarm.identity import JOINING_GRACE, Peer, Role
 from swarm.v1 import types_pb2
 
 from orchestrator.identity.authority import NODE_VALIDITY
 from orchestrator.store import Snapshot
-
-JOINING_GRACE = 60.0  # seconds from the issue of a certificate to the node's appearance in every replica
 
 
 def is_revoked(snapshot: Snapshot, peer: Peer, now: float) -> bool:
@@ -34,6 +33,19 @@ def is_revoked(snapshot: Snapshot, peer: Peer, now: float) -> bool:
     return peer.issued_at + JOINING_GRACE < now
 
 
+def check_history(snapshot: Snapshot, peer: Peer) -> None:
+    """Raises HistoryCut where `peer` is a manager that a recovery or a restored snapshot left behind."""
+    cluster = snapshot.cluster
+    if cluster is None or peer.name in snapshot.nodes:
+        return
+    for revoked in cluster.revoked_nodes:
+        if revoked.node_id == peer.name and revoked.epoch:
+            raise HistoryCut(
+                f"the swarm was recovered or restored without manager {peer.name} (epoch {revoked.epoch}); "
+                "let this host leave (`swarmctl swarm leave --force`) and join anew"
+            )
+
+
 def is_demoted(snapshot: Snapshot, peer: Peer, now: float, *, leading: bool = False) -> bool:
     """True where the certificate of `peer` says manager and the store says that its node is a worker, and is to stay one.
 
@@ -48,15 +60,16 @@ def is_demoted(snapshot: Snapshot, peer: Peer, now: float, *, leading: bool = Fa
     )
 
 
-def revoke(cluster: types_pb2.Cluster, node_id: str, now: float) -> None:
-    """Adds a node to the list of `cluster` (a copy that may be changed), and forgets those whose certificates have ended."""
+def revoke(cluster: types_pb2.Cluster, node_id: str, now: float, *, epoch: int = 0) -> None:
+    """Adds a node to the list of `cluster` (a copy that may be changed), and forgets those whose certificates have ended.
+    `epoch`: the one that begins without it, where the swarm's history is cut."""
     validity = max(NODE_VALIDITY, seconds_of(cluster.spec.node_certificate_validity))
     kept = [
         revoked
         for revoked in cluster.revoked_nodes
         if revoked.node_id != node_id and seconds_of(revoked.at) + validity > now
     ]
-    entry = types_pb2.RevokedNode(node_id=node_id)
+    entry = types_pb2.RevokedNode(node_id=node_id, epoch=epoch)
     entry.at.FromSeconds(int(now))
     del cluster.revoked_nodes[:]
     cluster.revoked_nodes.extend([*kept, entry])

@@ -20,6 +20,7 @@ from swarm import certificate_text
 from swarm.errors import FailedPrecondition, Unauthenticated
 
 BACKDATED_SECONDS = 3600.0  # certificates begin this much before they were issued: hosts' clocks differ
+JOINING_GRACE = 60.0  # seconds from the issue of a certificate to when everybody knows its node
 
 
 class Role(enum.Enum):

@@ -115,7 +115,11 @@ class RpcServer:
         """The local socket: for root and, where it exists, the group `swarm`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        self._bound(str(path), lambda: self._server.add_insecure_port(f"unix:{path}"))
+        before = os.umask(0o177)  # nobody else may connect before `start` gives it its group
+        try:
+            self._bound(str(path), lambda: self._server.add_insecure_port(f"unix:{path}"))
+        finally:
+            os.umask(before)
         self._sockets.append(path)
 
     @staticmethod

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from swarm.errors import ResourceExhausted
+from swarm.channels import MAX_MESSAGE_BYTES
+from swarm.errors import InvalidArgument, ResourceExhausted
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.dispatcher import statuses
+from orchestrator.dispatcher.reports import MAX_STATUS_BYTES, MAX_STATUS_TEXT, check_hello
 from orchestrator.dispatcher.statuses import StatusQueue, status_changes
 from orchestrator.store import Create, SetTaskStatus
 from tests.unit.dispatcher.worlds import World, task
@@ -53,6 +57,63 @@ def test_a_large_queue_is_taken_in_parts_and_acknowledged_with_the_last() -> Non
     first, second = queue.take(), queue.take()
     assert (len(first.statuses), first.sequences) == (statuses.MAXIMUM_BATCH, {})
     assert (len(second.statuses), second.sequences) == (10, {"s": 7})
+
+
+def test_long_statuses_travel_in_batches_that_fit_into_a_message() -> None:
+    queue = StatusQueue()
+    count = 1000
+    long = "x" * (MAX_STATUS_BYTES - 100)
+    queue.offer("s", 1, "n1", [update(f"t{i}", types.TASK_STATE_RUNNING, long) for i in range(count)])
+    taken = 0
+    while queue:
+        batch = queue.take()
+        taken += len(batch.statuses)
+        assert 0 < sum(part.ByteSize() for part in batch.by_node()) < MAX_MESSAGE_BYTES
+    assert (taken, batch.sequences) == (count, {"s": 1})
+
+
+def test_texts_that_are_too_long_are_cut_and_what_is_still_too_large_is_refused() -> None:
+    queue = StatusQueue()
+    long = types.TaskStatus(state=types.TASK_STATE_FAILED, message="é" * 100_000, error="b" * 100_000)
+    long.container.last_output = "c" * 100_000
+    long.container.exit_code = 3
+    queue.offer("s", 1, "n1", [dispatcher.TaskStatusUpdate(task_id="t1", status=long)])
+    [(_, kept)] = queue.take().statuses.values()
+    assert (
+        kept.ByteSize() <= MAX_STATUS_BYTES and kept.state == types.TASK_STATE_FAILED and kept.container.exit_code == 3
+    )
+    for text in (kept.message, kept.error, kept.container.last_output):
+        assert len(text) == MAX_STATUS_TEXT and text.endswith("(cut)")
+    assert len(long.message) == 100_000, "what was reported is not changed in place"
+    long.container.container_id = "d" * 100_000
+    with pytest.raises(InvalidArgument, match="larger than"):
+        queue.offer("s", 2, "n1", [dispatcher.TaskStatusUpdate(task_id="t1", status=long)])
+
+
+def hello(boot_id: str = "b", **description: Any) -> dispatcher.SessionHello:
+    return dispatcher.SessionHello(boot_id=boot_id, description=types.NodeDescription(**description))
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (hello(boot_id=""), "names the agent's boot"),
+        (hello(boot_id="b" * 1000), "names the agent's boot"),
+        (hello(kernel="k" * 100_000), "description is"),
+        (hello(hostname="a\x1b[2J"), "printable"),
+        (hello(hostname="h" * 300), "printable"),
+        (hello(address="10.0.0.1 }; flush ruleset"), "no IP address"),
+    ],
+)
+def test_a_hello_that_makes_no_sense_is_refused(said: dispatcher.SessionHello, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
+        check_hello(said)
+
+
+def test_what_honest_agents_say_is_taken() -> None:
+    check_hello(hello(hostname="h1", address="10.0.0.1"))
+    check_hello(hello(hostname="h1", address="fd00::1"))
+    check_hello(hello())
 
 
 def test_a_full_queue_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

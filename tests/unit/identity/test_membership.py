@@ -6,13 +6,13 @@ import random
 
 import pytest
 from swarm.errors import InvalidArgument
-from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role
+from swarm.identity import ANONYMOUS_PEER, JOINING_GRACE, LOCAL_PEER, Peer, Role
 from swarm.ids import id_source
 from swarm.v1 import types_pb2
 
 from orchestrator.identity.authority import RootAuthority
 from orchestrator.identity.membership import bootstrap_objects, manager_addresses, new_node, split_advertised, with_role
-from orchestrator.identity.revocation import JOINING_GRACE, is_demoted, is_revoked, revoke
+from orchestrator.identity.revocation import is_demoted, is_revoked, revoke
 from orchestrator.store import Snapshot, Update, copy_of
 
 NOW = 1_700_000_000.0

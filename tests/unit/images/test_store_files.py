@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from swarm.errors import (
 from agent.images import archives, mounting
 from agent.images.commands import check_auth, explain
 from agent.images.layers import Layers, parse_configuration
+from agent.images.store import _instructions
 
 IMAGE = "ab" * 32
 LIST, MANIFEST = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -160,6 +162,42 @@ def test_archives_are_joined_and_shared_files_stay_single(tmp_path: Path) -> Non
     assert archives.names(tmp_path / "oci") is None
     (tmp_path / "text").write_text("hello")
     assert archives.names(tmp_path / "text") is None
+
+
+def test_archives_of_strangers_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = json.dumps([{"RepoTags": ["a:1"]}]).encode()
+    write_archive(tmp_path / "a", {"1": b"", "2": b"", "manifest.json": manifest})
+    assert archives.names(tmp_path / "a") == ["a:1"]
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
+    assert archives.names(tmp_path / "a") is None
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(archives, "MAX_LIST_BYTES", len(manifest) - 1)
+    assert archives.names(tmp_path / "a") is None
+
+
+def test_cut_off_and_strange_archives_are_none(tmp_path: Path) -> None:
+    whole = gzip.compress(b"x" * 10_000)
+    for number, data in enumerate(
+        (whole[:-20], b"\x1f\x8b" + b"x" * 50, b"BZh9" + b"x" * 50, b"\xfd7zXZ\0" + b"x" * 50)
+    ):
+        (tmp_path / str(number)).write_bytes(data)
+        assert archives.names(tmp_path / str(number)) is None
+    for value in (1, [1], {"a": 1}, [{"RepoTags": 5}]):
+        write_archive(tmp_path / "strange", {"manifest.json": json.dumps(value).encode()})
+        assert archives.names(tmp_path / "strange") is None
+
+
+def test_instructions_come_from_inside_the_context(tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    (context / "sub").mkdir(parents=True)
+    (tmp_path / "secret").write_text("FROM scratch")
+    (context / "sub" / "File").write_text("FROM scratch")
+    (context / "link").symlink_to("sub/File")
+    (context / "leak").symlink_to(tmp_path / "secret")
+    assert _instructions(context, "sub/File") == _instructions(context, "link") == context / "sub" / "File"
+    for name in ("../secret", str(tmp_path / "secret"), "leak", "sub/../../secret"):
+        with pytest.raises(InvalidArgument, match="outside of the build context"):
+            _instructions(context, name)
 
 
 def test_mount_points_below_a_directory() -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import struct
 
 import pytest
 from dnslib import EDNS0, QTYPE, RCODE, DNSRecord
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from swarm.v1 import types_pb2 as types
 
-from agent.network.dns_answers import NetworkNames, answer, failure, lookup, lookup_address
+from agent.network.dns_answers import (
+    MAX_QUERY_BYTES,
+    NetworkNames,
+    answer,
+    failure,
+    is_plain_question,
+    lookup,
+    lookup_address,
+)
 from agent.network.dns_records import hosts_file, network_records, resolv_conf
 from agent.network.resolver_upstream import parse_servers
 from tests.unit.network.cluster import BACKEND, CLOSED, INGRESS, endpoint, overlay, service, view
@@ -115,6 +126,31 @@ def test_long_answers_are_cut_to_what_the_client_takes() -> None:
 @pytest.mark.parametrize("rubbish", [b"", b"x", b"\0" * 12, b"\xff" * 40])
 def test_rubbish_is_not_answered(rubbish: bytes) -> None:
     assert answer(rubbish, [], random.Random(), stream=False) == b""
+
+
+def test_a_query_stuffed_with_records_is_not_even_read() -> None:
+    """Pointers to a long name make each record dear to parse; one container must not stop the names of all others."""
+    name = b"\x01a" * 120 + b"\0"
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + b"abcd"
+    for counts in ((1, 200, 0, 0), (1, 0, 200, 0), (1, 0, 0, 200), (200, 0, 0, 0), (0, 0, 0, 0)):
+        stuffed = struct.pack("!6H", 7, 0x100, *counts) + name + b"\0\1\0\1" + record * 200
+        assert not is_plain_question(stuffed)
+        assert answer(stuffed, _networks(), random.Random(), stream=True) == failure(stuffed) == b""
+    query = bytes(DNSRecord.question("a.b").pack())
+    assert is_plain_question(query) and not is_plain_question(query + bytes(MAX_QUERY_BYTES))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(data=st.data())
+def test_a_damaged_query_breaks_nothing(data: st.DataObject) -> None:
+    query = bytearray(DNSRecord.question(data.draw(st.sampled_from(["web", "5.16.0.10.in-addr.arpa"]))).pack())
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(query)))
+        query[at : at + data.draw(st.integers(0, 3))] = data.draw(
+            st.binary(max_size=6) | st.sampled_from([b"\xc0\x0c", b"\xc0\xff"])
+        )
+    answer(bytes(query), _networks(), random.Random(1), stream=False)
+    failure(bytes(query))
 
 
 def test_a_reply_is_not_answered_and_a_failure_echoes_the_question() -> None:

@@ -51,6 +51,11 @@ def test_the_defaults_are_dockers() -> None:
     assert linux["resources"].keys() == {"devices"} and linux["cgroupsPath"] == "/swarm/abc"
 
 
+def test_labels_of_people_are_no_orders_to_the_runtime() -> None:
+    found = document(labels={"run.oci.hooks.stderr": "/etc/passwd", "org.systemd.property.X": "1", "swarm.task": "t"})
+    assert found["annotations"] == {"swarm.task": "t"}
+
+
 def test_version_2_has_a_namespace_for_control_groups() -> None:
     assert {"type": "cgroup"} in document(replace(HOST, cgroup_version_2=True))["linux"]["namespaces"]
 

@@ -305,6 +305,7 @@ async def test_the_local_socket_is_local(tmp_path: Path) -> None:
     add_ControlServicer_to_server(_Control(), server.server)
     socket = tmp_path / "control.sock"
     server.listen_unix(socket)
+    assert socket.stat().st_mode & 0o077 == 0, "before it has its group, nobody else may connect"
     await server.start()
     try:
         assert socket.stat().st_mode & 0o777 == 0o660
