@@ -24,7 +24,7 @@ from orchestrator.dispatcher.assignments import MirrorDiff, Mirrors
 from orchestrator.dispatcher.liveness import LEADERLESS_CHECKS, LeaderContact, heartbeat_period
 from orchestrator.dispatcher.outbox import Outbox
 from orchestrator.dispatcher.pulse import Pulse
-from orchestrator.dispatcher.sessions import NO_MANAGER, Session
+from orchestrator.dispatcher.session import NO_MANAGER, Session
 from orchestrator.dispatcher.statuses import StatusQueue
 from orchestrator.store import Events, Kind, Snapshot, Store, Watch
 

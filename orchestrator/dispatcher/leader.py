@@ -24,7 +24,7 @@ from orchestrator.dispatcher.dispatcher import Dispatcher, period_of
 from orchestrator.dispatcher.liveness import Liveness, judge_tick
 from orchestrator.dispatcher.nodes import Cloned, Down, NodeIntents, Ready
 from orchestrator.dispatcher.registry import Claim, SessionRegistry
-from orchestrator.dispatcher.sessions import Session
+from orchestrator.dispatcher.session import Session
 from orchestrator.dispatcher.statuses import StatusBatch, status_changes
 from orchestrator.dispatcher.watermark import AcknowledgementTable
 from orchestrator.store import MAX_ENTRY_BYTES, Change, Transactions, split_changes

@@ -35,7 +35,7 @@ from orchestrator.dispatcher.assignments import MirrorDiff
 from orchestrator.dispatcher.dispatcher import Dispatcher
 from orchestrator.dispatcher.leader import LeaderSide, relay_reporter
 from orchestrator.dispatcher.liveness import judge_tick
-from orchestrator.dispatcher.sessions import Session
+from orchestrator.dispatcher.session import Session
 from orchestrator.dispatcher.statuses import StatusBatch
 
 log = logging.getLogger(__name__)

@@ -11,19 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from swarm.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from swarm.servers import current_peer
 from swarm.v1 import dispatcher_pb2 as dispatcher
 
-from orchestrator.dispatcher.outbox import Outbox
+from orchestrator.dispatcher.dispatcher import Dispatcher
 from orchestrator.dispatcher.reports import check_hello
-
-if TYPE_CHECKING:
-    from orchestrator.dispatcher.dispatcher import Dispatcher
+from orchestrator.dispatcher.session import NO_MANAGER, Session
 
 log = logging.getLogger(__name__)
 
@@ -31,31 +29,7 @@ HELLO_TIMEOUT = 10.0  # seconds for an agent to say who it is
 LEADER_TIMEOUT = 2.0  # seconds that an agent waits here for a leader to be known
 CATCH_UP_TIMEOUT = 1.5  # seconds that an agent waits for our replica to reach what it has seen
 MAXIMUM_SESSIONS = 2_000
-NO_MANAGER = "this node is no manager any more; try another one"
 STATUS_BATCH_LIMIT = 10_000  # updates in one message of an agent
-
-
-@dataclass
-class Session:
-    """One agent's stream, while it lasts."""
-
-    node_id: str
-    session_id: str
-    hello: dispatcher.SessionHello
-    outbox: Outbox
-    acknowledged: int = 0  # the index that the agent has programmed
-    to_program: int = 0  # the last index sent that changed its endpoint table
-    settings: dispatcher.SessionSettings = field(default_factory=dispatcher.SessionSettings)
-    leaving: bool = False  # the node leaves the swarm; it goes on reporting how its tasks end
-
-    @property
-    def reporter(self) -> str:
-        """Whom the status queue acknowledges to."""
-        return f"session/{self.session_id}"
-
-    def programmed(self, index: int) -> int:
-        """The index up to which the agent holds everything that concerns it, where our mirrors are at `index`."""
-        return index if self.acknowledged >= self.to_program else self.acknowledged
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import grpc
 from swarm.channels import open_channel
@@ -21,10 +21,8 @@ from swarm.retry import Backoff, retry
 from swarm.v1 import raft_pb2 as pb
 from swarm.v1 import raft_pb2_grpc as rpc
 
-from orchestrator.consensus import Member
-
-if TYPE_CHECKING:
-    from orchestrator.raft.node import RaftNode
+from orchestrator.consensus import Leadership, Member
+from orchestrator.raft.config import RaftConfig
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +115,25 @@ async def _ask(address: str, tls: TlsMaterial, call: _Call, timeout: float) -> p
             raise from_rpc(error, address) from error
 
 
+class Admitting(Protocol):
+    """What the service needs of a `RaftNode`, which offers the service itself."""
+
+    @property
+    def config(self) -> RaftConfig: ...
+
+    def leadership(self) -> Leadership: ...
+
+    def members(self) -> Sequence[Member]: ...
+
+    async def add_member(self, member: Member, *, timeout: float) -> None: ...
+
+    async def remove_member(self, node_id: str, *, timeout: float) -> None: ...
+
+
 class MembershipService(rpc.RaftMembershipServicer):
     """Joining and leaving, on the manager's server. Followers answer with the leader's address."""
 
-    def __init__(self, node: RaftNode) -> None:
+    def __init__(self, node: Admitting) -> None:
         self._node = node
 
     async def Join(
