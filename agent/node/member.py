@@ -132,7 +132,7 @@ class Member:
 
     async def run(self) -> None:
         """Raises NodeRemoved where the managers say that this node is no member any more."""
-        await asyncio.to_thread(self._file.write, self.record)
+        await self._write_boot()
         self._parts.use_registry(self.record.default_registry)
         server = await self._listen()
         try:
@@ -147,6 +147,19 @@ class Member:
             await self.data_plane.stop()
             if server is not None:
                 await server.stop()
+
+    async def _write_boot(self) -> None:
+        """No session without the boot counter on the disk. Where that is full there will be room again; containers go on."""
+        for wait in _BACKOFF.delays(self._parts.rng):
+            try:
+                await asyncio.to_thread(self._file.write, self.record)
+                break
+            except ResourceExhausted as error:
+                raise_if_cancelled()
+                self.problem = f"{error}; free some space"
+                log.error("this node waits: %s", self.problem)
+                await asyncio.sleep(wait)
+        self.problem = ""
 
     async def _listen(self) -> RpcServer | None:
         """The agent port. A node works without it, only its logs and images cannot be reached from elsewhere."""
@@ -200,7 +213,10 @@ class Member:
         self._manager_ids = frozenset(manager.node_id for manager in settings.managers) or self._manager_ids
         self.record = before.with_settings(settings.node.number, managers, settings.default_registry)
         if self.record != before:
-            self._file.write(self.record)
+            try:
+                self._file.write(self.record)
+            except ResourceExhausted as error:  # it is in force; the next session brings it again
+                log.error("%s; going on without", error)
             self._parts.use_registry(self.record.default_registry)
         if settings.node.id:
             self._look_at_role(settings.node)

@@ -13,7 +13,7 @@ from orchestrator.api.progress import summarize
 from orchestrator.api.views import members
 from orchestrator.consensus import ConsensusStatus
 from orchestrator.store import Snapshot
-from orchestrator.store.states import is_live
+from orchestrator.store.states import is_ended, is_live
 from orchestrator.store.tables import node_name
 
 _ROLES = {types_pb2.NODE_ROLE_MANAGER: "manager", types_pb2.NODE_ROLE_WORKER: "worker"}
@@ -119,7 +119,15 @@ def names_of(snapshot: Snapshot, task: types_pb2.Task) -> control_pb2.TaskNames:
         task=name_of_task(task),
         node=task.node_id if node is None else node_name(node),
         image="" if revision is None else revision.spec.task.container.image,
+        node_problem="" if is_ended(task) else _problem_of(node),
     )
+
+
+def _problem_of(node: types_pb2.Node | None) -> str:
+    """Why what is known of the node's tasks may be old."""
+    if node is None or node.status.state != types_pb2.NODE_STATE_DOWN:
+        return ""
+    return f"the node is down: {node.status.message}" if node.status.message else "the node is down"
 
 
 def tasks_on(snapshot: Snapshot, network: types_pb2.Network) -> list[types_pb2.Task]:

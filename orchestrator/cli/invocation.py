@@ -10,9 +10,11 @@ import typer
 
 from orchestrator.cli import completion
 from orchestrator.cli.target import Target
+from orchestrator.cli.words import visible
 
 if TYPE_CHECKING:
-    from swarm.v1.control_pb2 import Filter, Replica
+    import grpc
+    from swarm.v1.control_pb2 import Filter, ListRequest, Replica
     from swarm.v1.control_pb2_grpc import ControlStub
 
     from orchestrator.cli.session import Caller, Session
@@ -86,6 +88,20 @@ def pages(fetch: Callable[[str], T]) -> Iterator[T]:
             return
 
 
+def listed(
+    managers: Caller[ControlStub],
+    method: Callable[[ControlStub], grpc.UnaryUnaryMultiCallable[ListRequest, T]],
+    filters: Iterable[Filter] = (),
+    **call: Any,
+) -> Iterator[T]:
+    """The pages of one of the managers' plain lists. `call` goes to `Caller.call`."""
+    from swarm.v1.control_pb2 import ListRequest
+
+    return pages(
+        lambda token: managers.call(method, ListRequest(filters=filters, page_size=PAGE_SIZE, page_token=token), **call)
+    )
+
+
 def for_each(references: Iterable[str], action: Callable[[str], None]) -> None:
     """Does `action` for each, complains about those that fail and goes on; ends with the first failure's exit code."""
     from swarm.errors import SwarmError
@@ -96,7 +112,7 @@ def for_each(references: Iterable[str], action: Callable[[str], None]) -> None:
             action(reference)
         except SwarmError as error:
             sys.stdout.flush()
-            sys.stderr.write(f"Error: {error}\n")
+            sys.stderr.write(f"Error: {visible(str(error))}\n")
             failed = failed or error
     if failed is not None:
         raise typer.Exit(failed.exit_code)

@@ -17,6 +17,7 @@ import typer
 
 from orchestrator.cli.lazy import CONTEXT_SETTINGS, REST_IS_COMMAND, Entry, Group, LazyGroup, lazy_group
 from orchestrator.cli.target import Target
+from orchestrator.cli.words import visible
 
 # gRPC's own lines on stderr would mix with ours; read when it is imported, wherever that happens first.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -215,7 +216,7 @@ def _report(error: Exception) -> int:
 
 
 def _complain(sentence: str, exit_code: int) -> int:
-    print(f"Error: {sentence}", file=sys.stderr)  # noqa: T201 – the program's own output
+    print(f"Error: {visible(sentence)}", file=sys.stderr)  # noqa: T201 – the program's own output
     return exit_code
 
 

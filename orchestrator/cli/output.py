@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from orchestrator.cli.words import visible
+
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -90,7 +92,7 @@ def line(text: str = "") -> None:
 def note(text: str) -> None:
     """One line on stderr: not part of the result."""
     sys.stdout.flush()
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible(text)}\n")
     sys.stderr.flush()
 
 
@@ -100,12 +102,16 @@ def print_json(value: Any) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
     """A table with a heading, also when it has no rows."""
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+    cells = [[_visible(cell if isinstance(cell, Cell) else Cell(cell)) for cell in row] for row in rows]
     if is_terminal():
         _rich_table(columns, cells)
     else:
         for text in plain_table(columns, cells):
             line(text)
+
+
+def _visible(cell: Cell) -> Cell:
+    return cell if cell.text.isprintable() else Cell(visible(cell.text), cell.style)
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:

@@ -91,7 +91,7 @@ def task_row(line: Line, whole: bool, now: float) -> list[str | Cell]:
         names.node or words.short_id(task.node_id, whole),
         words.enum_word(types.TaskState.DESCRIPTOR, task.desired_state).capitalize(),
         Cell(f"{state.capitalize()}{age}{_health(task)}", _style(line)),
-        Cell(words.shorten(problem_of(task), MAX_ERROR, whole), "red"),
+        Cell(words.shorten(problem_of(task) or names.node_problem, MAX_ERROR, whole), "red"),
         ports.describe(task.host_ports),
     ]
 

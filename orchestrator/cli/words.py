@@ -92,6 +92,17 @@ def short_id(identity: str, whole: bool = False) -> str:
     return identity.removeprefix("sha256:")[:12]
 
 
+def visible(text: str) -> str:
+    """`text` with the characters that a terminal would obey written out: hosts' names and what containers print are
+    strangers' words. Tabs and ends of lines stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in "\t\n" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def shorten(text: str, length: int, whole: bool = False) -> str:
     """At most `length` characters in one line."""
     line = " ".join(text.split())

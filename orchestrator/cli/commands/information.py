@@ -13,7 +13,7 @@ from swarm.version import VERSION
 
 from orchestrator.cli import output, words
 from orchestrator.cli.commands.nodes import name_of
-from orchestrator.cli.invocation import PAGE_SIZE, pages, session
+from orchestrator.cli.invocation import listed, session
 from orchestrator.cli.messages import as_json
 from orchestrator.cli.session import Session
 
@@ -59,11 +59,7 @@ def _names(made: Session) -> dict[str, str]:
         managers = made.control(stale=True)  # that of the manager that tells the rest; works without a leader
         return {
             node.id: name_of(node)
-            for page in pages(
-                lambda token: managers.call(
-                    lambda stub: stub.ListNodes, control.ListRequest(page_size=PAGE_SIZE, page_token=token), timeout=2.0
-                )
-            )
+            for page in listed(managers, lambda stub: stub.ListNodes, timeout=2.0)
             for node in page.nodes
         }
     except SwarmError:

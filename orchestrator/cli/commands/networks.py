@@ -12,13 +12,12 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import output, words
 from orchestrator.cli.invocation import (
-    PAGE_SIZE,
     FilterFlag,
     Networks,
     filters,
     for_each,
     inspect_each,
-    pages,
+    listed,
     reading,
     session,
 )
@@ -97,17 +96,8 @@ def new_spec(name: str, options: NetworkFlags) -> types.NetworkSpec:
 def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmListOptions) -> None:
     """List networks."""
     wanted = filters(filter_)
-    managers = reading(context, options.stale)
-    found = [
-        network
-        for page in pages(
-            lambda token: managers.call(
-                lambda stub: stub.ListNetworks,
-                control.ListRequest(filters=wanted, page_size=PAGE_SIZE, page_token=token),
-            )
-        )
-        for network in page.networks
-    ]
+    pages = listed(reading(context, options.stale), lambda stub: stub.ListNetworks, wanted)
+    found = [network for page in pages for network in page.networks]
     output.print_list(
         options,
         COLUMNS,

@@ -14,13 +14,12 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import completion, output, words
 from orchestrator.cli.invocation import (
-    PAGE_SIZE,
     FilterFlag,
     Nodes,
     filters,
     for_each,
     inspect_each,
-    pages,
+    listed,
     reading,
     session,
 )
@@ -57,11 +56,7 @@ def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmList
     managers = reading(context, options.stale)
     nodes: list[types.Node] = []
     statuses: dict[str, str] = {}
-    for page in pages(
-        lambda token: managers.call(
-            lambda stub: stub.ListNodes, control.ListRequest(filters=wanted, page_size=PAGE_SIZE, page_token=token)
-        )
-    ):
+    for page in listed(managers, lambda stub: stub.ListNodes, wanted):
         nodes.extend(page.nodes)
         statuses = manager_statuses(page)
     here = self_id(managers) if options.format == "table" and not options.quiet else ""

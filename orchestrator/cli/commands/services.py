@@ -15,7 +15,7 @@ from orchestrator.cli.invocation import (
     filters,
     for_each,
     inspect_each,
-    pages,
+    listed,
     reading,
     session,
 )
@@ -32,17 +32,8 @@ COLUMNS = ("ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS")
 def ls(context: typer.Context, filter_: FilterFlag = None, *, options: SwarmListOptions) -> None:
     """List services."""
     wanted = filters(filter_)
-    managers = reading(context, options.stale)
-    found = [
-        summary
-        for page in pages(
-            lambda token: managers.call(
-                lambda stub: stub.ListServices,
-                control.ListRequest(filters=wanted, page_size=PAGE_SIZE, page_token=token),
-            )
-        )
-        for summary in page.services
-    ]
+    pages = listed(reading(context, options.stale), lambda stub: stub.ListServices, wanted)
+    found = [summary for page in pages for summary in page.services]
     output.print_list(
         options,
         COLUMNS,

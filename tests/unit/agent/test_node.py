@@ -9,15 +9,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
+from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, ResourceExhausted
+from swarm.retry import Backoff
 from swarm.v1 import types_pb2 as types
 from swarm.version import VERSION
 
 from agent.node import children, description, manager_process
 from agent.node.leaving import refusal
 from agent.node.manager_process import ManagerProcess, RunningProcess
+from agent.node.member import Member
 from agent.node.membership import moved
 from agent.node.options import Options, parse
 from agent.node.record import NodeFile, NodeRecord
@@ -251,3 +255,23 @@ def test_swarmd_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"swarmd version {VERSION}\n"
+
+
+async def test_a_node_that_starts_on_a_full_disk_waits_for_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class FullAtFirst(NodeFile):
+        attempts = 0
+
+        def write(self, record: NodeRecord) -> None:
+            self.attempts += 1
+            if self.attempts < 3:
+                raise ResourceExhausted("node.json cannot be written")
+            super().write(record)
+
+    monkeypatch.setattr("agent.node.member._BACKOFF", Backoff(first=0.001, maximum=0.001))
+    file, record = FullAtFirst(tmp_path), NodeRecord("n1", "c1", "10.0.0.1")
+    member: Any = SimpleNamespace(_parts=SimpleNamespace(rng=random.Random(1)), _file=file, record=record, problem="")
+    await Member._write_boot(member)
+    assert (file.attempts, member.problem) == (3, "")
+    assert NodeFile(tmp_path).load() == record

@@ -583,3 +583,13 @@ async def test_join_tokens_come_with_the_port_that_managers_are_joined_at() -> N
         api = await Api(enrolment_port=port).start()
         tokens = await api.service.GetJoinTokens(control_pb2.GetJoinTokensRequest(), CONTEXT)
         assert list(tokens.addresses) == [f"10.1.0.1:{port}"]
+
+
+async def test_a_task_on_a_node_that_is_down_says_so_until_it_has_ended(api: Api) -> None:
+    node = copy_of(await add_node(api, "n2", types_pb2.NODE_ROLE_WORKER, 2))
+    node.status.state, node.status.message = types_pb2.NODE_STATE_DOWN, "no heartbeat for 3 s"
+    tasks = [types_pb2.Task(id=f"t{slot}", slot=slot, service_name="web", node_id="n2") for slot in (1, 2)]
+    tasks[0].status.state, tasks[1].status.state = types_pb2.TASK_STATE_ASSIGNED, types_pb2.TASK_STATE_FAILED
+    await api.transactions.commit([Update(node), *(Create(task) for task in tasks)])
+    listed = await api.service.ListTasks(control_pb2.ListTasksRequest(), CONTEXT)
+    assert [names.node_problem for names in listed.names] == ["the node is down: no heartbeat for 3 s", ""]

@@ -394,3 +394,11 @@ def test_following_logs_go_on_behind_the_last_line(script: Script, swarmctl: Run
     first, second = script.asked("ServiceLogs")
     assert (first.tail, second.tail) == (2, -1)
     assert second.since.ToNanoseconds() == (1_767_225_602 * 10**9) + 1
+
+
+def test_ps_says_why_nothing_is_heard_of_a_task(script: Script, swarmctl: Run) -> None:
+    script.answers["GetService"] = control.GetServiceResponse(summary=summary())
+    names = control.TaskNames(task="web.1", node="w1", node_problem="the node is down: no heartbeat for 3 s")
+    waiting = task(1, types.TASK_STATE_ASSIGNED)
+    script.answers["ListTasks"] = control.ListTasksResponse(tasks=[waiting], names=[names])
+    assert "the node is down: no heartbeat for 3 s" in swarmctl("service", "ps", "web").out
