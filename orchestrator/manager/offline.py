@@ -6,7 +6,8 @@ same cluster, whose log is put aside. `inspect` says what a snapshot file holds.
 
 History is cut by both. So each leaves a note (`Cut`) for the manager that starts next: as the leader, and before it does
 anything else, it raises the cluster's epoch and removes the other managers' nodes (`commit_cut`). Agents follow the higher
-epoch and refuse the old one; managers that come back after all are strangers.
+epoch and refuse the old one; managers that come back after all are strangers, are told so by the one that they knew
+(`HistoryCut`), and stop: `manager/superseded` keeps them from starting again until their host leaves or is recovered itself.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def recover(options: OfflineOptions, ids: IdSource) -> dict[str, Any]:
     else:
         with locked(places.pid_file):
             Cut(ids(), member.node_id, options.hostname, member.address).write(places.recovery)
+            places.superseded.unlink(missing_ok=True)
             found = recovery.force_new_cluster(places.raft, member, dry_run=False, data_key=data_key(places))
     return {
         "node_id": member.node_id,
@@ -177,6 +179,7 @@ def restore(options: OfflineOptions, clock: Clock, ids: IdSource) -> dict[str, A
         places.raft.mkdir(mode=0o700)
         recovery.restore(path, places.raft, member, data_key=data_key(places))
         places.bootstrap.unlink(missing_ok=True)
+        places.superseded.unlink(missing_ok=True)
     return {"node_id": member.node_id, **inspect(path)}
 
 
@@ -210,7 +213,7 @@ def cut_changes(snapshot: Snapshot, cut: Cut, now: float) -> list[Change]:
     gone: list[Change] = []
     for node in sorted(snapshot.nodes, key=lambda node: node.number):
         if node.id != cut.node_id and types.NODE_ROLE_MANAGER in (node.role, node.spec.desired_role):
-            revoke(cluster, node.id, now)
+            revoke(cluster, node.id, now, epoch=cluster.epoch)
             gone.append(Remove(Kind.NODE, node.id))
     return [*_own_node(snapshot, cluster, cut), Update(cluster), *gone]
 

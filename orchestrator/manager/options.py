@@ -54,6 +54,11 @@ class Places:
         return self.manager / "recovery"
 
     @property
+    def superseded(self) -> Path:
+        """Why this manager must not run any more: the swarm went on without it."""
+        return self.manager / "superseded"
+
+    @property
     def control_socket(self) -> Path:
         return self.run / CONTROL_SOCKET
 

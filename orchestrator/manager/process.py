@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 
 from swarm.clock import SystemClock
-from swarm.errors import FailedPrecondition, SwarmError
-from swarm.identity import Role
+from swarm.errors import FailedPrecondition, HistoryCut, SwarmError
+from swarm.identity import Peer, Role, write_atomically
 from swarm.ids import id_source
 from swarm.metrics_listener import MetricsListener
 from swarm.retry import Backoff
@@ -36,7 +36,7 @@ from orchestrator.controllers.loop import ControlLoop
 from orchestrator.dispatcher.service import DispatcherService
 from orchestrator.identity.enrolment import CertificatesService, EnrolmentService
 from orchestrator.identity.membership import join_host_port
-from orchestrator.identity.revocation import is_demoted, is_revoked
+from orchestrator.identity.revocation import check_history, is_demoted, is_revoked
 from orchestrator.manager.backups import Backups
 from orchestrator.manager.bootstrap import commit_bootstrap, is_founder
 from orchestrator.manager.certificates import CertificateSource
@@ -65,8 +65,11 @@ class Manager:
     """One manager. `run` until SIGTERM or SIGINT, or until it cannot go on."""
 
     def __init__(self, options: RunOptions) -> None:
-        """Raises FailedPrecondition where this host has no identity, or not that of a manager."""
+        """Raises FailedPrecondition where this host has no identity, or not that of a manager, and HistoryCut where the swarm
+        went on without this manager."""
         places = options.places
+        if places.superseded.exists():
+            raise HistoryCut(places.superseded.read_text().strip())
         self._options = options
         self._clock = SystemClock()
         self._rng = random.Random()
@@ -131,7 +134,7 @@ class Manager:
     def _make_servers(self) -> tuple[RpcServer, RpcServer, RpcServer]:
         """Cluster port, enrolment port and local socket, with their services."""
         cluster = RpcServer(
-            is_revoked=lambda peer: is_revoked(self.store.snapshot(), peer, self._clock.wall()),
+            is_revoked=self._is_revoked,
             is_demoted=lambda peer: is_demoted(
                 self.store.snapshot(), peer, self._clock.wall(), leading=self.consensus.leadership().ready
             ),
@@ -164,6 +167,12 @@ class Manager:
         self._dispatcher.register(cluster)
         self.consensus.register(cluster)
         return cluster, enrolment, local
+
+    def _is_revoked(self, peer: Peer) -> bool:
+        """Raises HistoryCut where that is why: who is told so stops."""
+        snapshot = self.store.snapshot()
+        check_history(snapshot, peer)
+        return is_revoked(snapshot, peer, self._clock.wall())
 
     def _make_feature_keeper(self) -> FeatureKeeper:
         return FeatureKeeper(
@@ -234,6 +243,8 @@ class Manager:
             raise self._failure
 
     def _fail(self, failure: SwarmError) -> None:
+        if isinstance(failure, HistoryCut):  # for good: a majority of those left behind must not form again and again
+            write_atomically(self._options.places.superseded, f"{failure}\n".encode())
         self._failure = failure
         self._stop.set()
 

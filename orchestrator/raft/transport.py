@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from swarm.channels import open_blocking_channel
 from swarm.clock import Clock
-from swarm.errors import InvalidArgument, PermissionDenied, SwarmError, Unavailable
+from swarm.errors import HistoryCut, InvalidArgument, PermissionDenied, SwarmError, Unavailable, from_rpc
 from swarm.identity import Role, TlsMaterial, peer_from_auth_context
 from swarm.retry import Backoff
 from swarm.v1 import raft_pb2 as pb
@@ -124,6 +124,7 @@ class _Link:
                 was_up, complaint = False, str(error)
             except grpc.RpcError as error:
                 was_up, complaint = self.up, _describe(error)
+                self._transport.post_refusal(from_rpc(error))
             if self.up:
                 self.up = False
                 self._transport.post_down(self.node.id)
@@ -321,6 +322,12 @@ class GrpcLinks(Links):
     def post_down(self, node_id: str) -> None:
         self.post(self._if_linked, "link_down", node_id)
 
+    def post_refusal(self, refusal: SwarmError) -> None:
+        """A member of our own configuration that says that history was cut is right: only a recovered or restored one does, and
+        agents follow it. This member stops."""
+        if isinstance(refusal, HistoryCut):
+            self.post(_stop_with, refusal)
+
     def _if_linked(self, event: str, node_id: str) -> None:
         if self.receiver is not None and node_id in self._links:
             getattr(self.receiver, event)(node_id)
@@ -450,6 +457,11 @@ def _snapshot_parts(offer: pb.RaftSnapshotOffer, parts: Iterator[bytes]) -> Iter
     for data in parts:
         yield pb.RaftSnapshotPart(offer=offer if first else None, data=data)
         first = False
+
+
+def _stop_with(refusal: HistoryCut) -> None:
+    """On the tick thread, whose failures are final."""
+    raise refusal
 
 
 def _describe(error: grpc.RpcError) -> str:

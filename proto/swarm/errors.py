@@ -105,6 +105,11 @@ class NodeRemoved(Unauthenticated):
     """To this manager the caller is not, or no longer, a member of the swarm. A majority of managers knows for sure."""
 
 
+class HistoryCut(Unauthenticated):
+    """The caller is a manager that the swarm was recovered, or restored from a snapshot, without. Its host does not leave by
+    itself, as after `NodeRemoved`: what its manager holds may still be of use."""
+
+
 class DeadlineExceeded(SwarmError):
     status = grpc.StatusCode.DEADLINE_EXCEEDED
     exit_code = 7

@@ -55,10 +55,12 @@ def test_the_last_of_three_managers_goes_on_alone_and_the_others_join_anew(own_l
     assert {task.node for task in lab.wait_running("web", 4)} == {"m1", "w1"}
     assert epoch(lab, tmp_path) == 2
 
-    # Both others come back after all, as a majority of what they remember: nobody follows them.
+    # Both others come back after all, as a majority of what they remember: the first tells them, and they stop for good.
     lab.start("m2")
     lab.start("m3")
-    eventually(lambda: "Leader" in lab.swarmctl("node", "ls", node="m2"))
+    for name in ("m2", "m3"):
+        eventually(lambda name=name: "recovered or restored without" in lab.run("info", node=name).stdout)  # type: ignore[misc]
+        lab.refused("node", "ls", node=name)
     lab.swarmctl("service", "scale", "web=6")
     assert {task.node for task in lab.wait_running("web", 6)} == {"m1", "w1"}
     token = local(lab, "m1", "swarm", "join-token", "-q", "manager").strip()
@@ -204,7 +206,7 @@ def test_a_demotion_below_the_quorum_is_refused_with_the_numbers(lab: TestLab) -
     assert "2 managers, of which 1" in said, said
 
 
-def test_a_leader_without_room_says_so_and_recovers(lab: TestLab) -> None:
+def test_a_leader_without_room_hands_over_and_the_disk_is_named_when_no_majority_can_write(lab: TestLab) -> None:
     name = "m3"
     with lab.small_disk(name, 8 << 20) as state:
         lab.wait_ready()
@@ -212,24 +214,62 @@ def test_a_leader_without_room_says_so_and_recovers(lab: TestLab) -> None:
         def leads() -> bool:
             leader = lab.leader()
             if leader != name:
-                lab.kill_manager(leader)
+                lab.stop_manager(leader)
                 eventually(lambda: lab.leader() != leader)
             return lab.leader() == name
 
         eventually(leads, timeout=60)
         filler = fill(state)
+        numbers = iter(range(500))
+
+        def write() -> subprocess.CompletedProcess[str]:
+            """Large: the log has some room of its own left, which is used up first."""
+            return lab.run("network", "create", "-d", "overlay", "--label", f"l={'x' * 60_000}", f"n{next(numbers)}")
+
+        def led_by_another() -> bool:
+            assert write().returncode == 0, "nobody is refused anything while two managers have room"
+            return lab.leader() != name
+
+        eventually(led_by_another, timeout=60)
+        away = next(host.name for host in lab.layout.managers if host.name not in (name, lab.leader()))
+        lab.kill(away)
+        eventually(lambda: lab.nodes()[away].get("manager_status") == "Unreachable")
 
         def refused() -> str:
-            """The log has some room of its own left: it is used up first."""
-            for number in range(500):
-                done = lab.run("network", "create", "-d", "overlay", "--label", f"l={'x' * 60_000}", f"n{number}")
-                if done.returncode != 0:
-                    assert done.returncode == 8, done.stderr
-                    return done.stderr
-            raise AssertionError("every write found room on a full disk")
+            done = write()
+            assert done.returncode == 8, done.stderr  # or 9: the first one finds out
+            return done.stderr
 
-        said = refused()
-        assert "full" in said or "no room" in said or "space" in said, said
+        said = eventually(refused, timeout=60)
+        assert "no room on the disk of manager" in said, said
+        assert lab.host(name).address in said, said
+        assert lab.host(away).address in said, said
         assert "m1" in lab.swarmctl("node", "ls"), "reading goes on"
         filler.unlink()
         eventually(lambda: lab.swarmctl("network", "create", "-d", "overlay", "room"), timeout=60)
+        lab.start(away)
+        lab.wait_ready()
+
+
+def test_managers_that_are_stopped_are_not_called_reachable(lab: TestLab) -> None:
+    asked, *others = [host.name for host in lab.layout.managers]
+    with lab.paused(others[0], manager=True), lab.paused(others[1], manager=True):
+
+        def said() -> str:
+            _, sentence = lab.refused("network", "create", "-d", "overlay", "never", node=asked)
+            assert "no leader" in sentence, sentence  # and not yet that the outcome is unknown
+            return sentence
+
+        assert "no leader: 1 of 3 managers reachable, a quorum needs 2" in eventually(said)
+
+
+def test_a_leader_that_is_stopped_as_planned_hands_over_before(lab: TestLab) -> None:
+    leader = lab.leader()
+    others = [host for host in lab.layout.managers if host.name != leader]
+    logs = {host.name: host.state_directory / "logs" / "manager.log" for host in others}
+    before = {name: log.stat().st_size for name, log in logs.items()}
+    lab.stop_manager(leader)
+    lab.swarmctl("network", "create", "-d", "overlay", "goes-on", node=others[0].name)
+    said = "".join(log.read_text()[before[name] :] for name, log in logs.items())
+    assert "this manager leads term" in said
+    assert "asking for votes" not in said, "nobody had to notice that the leader was gone"

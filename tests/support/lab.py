@@ -98,9 +98,9 @@ class TestLab:
     def json(self, *arguments: str) -> Any:
         return json.loads(self.swarmctl(*arguments, "--format", "json"))
 
-    def refused(self, *arguments: str) -> tuple[int, str]:
+    def refused(self, *arguments: str, node: str = "") -> tuple[int, str]:
         """(exit code, what it said) of a command that must fail, without a traceback."""
-        done = self.run(*arguments)
+        done = self.run(*arguments, node=node)
         assert done.returncode != 0, f"{arguments} was accepted: {done.stdout}"
         said = done.stderr.strip()
         assert said, f"{arguments} failed silently"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from swarm.errors import InvalidArgument
+from swarm.errors import HistoryCut, InvalidArgument
 from swarm.identity import ANONYMOUS_PEER, JOINING_GRACE, LOCAL_PEER, Peer, Role
 from swarm.ids import id_source
 from swarm.v1 import types_pb2
 
 from orchestrator.identity.authority import RootAuthority
 from orchestrator.identity.membership import bootstrap_objects, manager_addresses, new_node, split_advertised, with_role
-from orchestrator.identity.revocation import is_demoted, is_revoked, revoke
+from orchestrator.identity.revocation import check_history, is_demoted, is_revoked, revoke
 from orchestrator.store import Snapshot, Update, copy_of
 
 NOW = 1_700_000_000.0
@@ -90,6 +90,18 @@ def test_a_removed_node_is_never_believed_again(snapshot: Snapshot) -> None:
     cluster = copy_of(snapshot.cluster)
     revoke(cluster, "w9", NOW)
     assert is_revoked(snapshot.with_changes([Update(cluster)]), peer("w9", age=0), NOW)
+
+
+def test_who_was_left_behind_by_a_recovery_is_told_the_epoch_and_others_are_not(snapshot: Snapshot) -> None:
+    assert snapshot.cluster is not None
+    cluster = copy_of(snapshot.cluster)
+    revoke(cluster, "m8", NOW, epoch=7)
+    revoke(cluster, "w9", NOW)
+    cut = snapshot.with_changes([Update(cluster)])
+    with pytest.raises(HistoryCut, match=r"without manager m8 \(epoch 7\).*swarm leave --force"):
+        check_history(cut, peer("m8", Role.MANAGER))
+    for other in (peer("w9"), peer("m1", Role.MANAGER), LOCAL_PEER, ANONYMOUS_PEER):
+        check_history(cut, other)
 
 
 def test_a_demoted_manager_is_still_a_member_but_no_manager(snapshot: Snapshot) -> None:

@@ -48,7 +48,7 @@ def test_the_epoch_rises_and_only_this_manager_stays() -> None:
     assert after.cluster is not None
     assert after.cluster.epoch == 5
     assert {node.id for node in after.nodes} == {"m1", "w1"}
-    assert {revoked.node_id for revoked in after.cluster.revoked_nodes} == {"m2", "m3"}
+    assert {(revoked.node_id, revoked.epoch) for revoked in after.cluster.revoked_nodes} == {("m2", 5), ("m3", 5)}
 
 
 def test_a_new_host_becomes_a_node_with_a_number_of_its_own() -> None:

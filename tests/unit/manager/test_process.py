@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from swarm.channels import open_channel, open_local
 from swarm.enrolment import join
+from swarm.errors import HistoryCut
 from swarm.identity import TlsFiles
 from swarm.names import MANAGER_TLS_NAME
 from swarm.v1 import control_pb2, types_pb2
@@ -247,6 +248,15 @@ async def test_a_taken_port_is_named(hosts: Callable[[str], Host]) -> None:
         assert await host.start() == b""
         assert await host.ended() == 1
     assert f"127.0.0.1:{host.cluster}" in host.stderr.read_text().splitlines()[-1]
+
+
+async def test_a_manager_that_history_went_on_without_does_not_start_again(hosts: Callable[[str], Host]) -> None:
+    host = hosts("h1")
+    host.init()
+    (host.state / "manager" / "superseded").write_text("the swarm was recovered without this manager\n")
+    assert await host.start() == b""
+    assert await host.ended() == HistoryCut.exit_code
+    assert host.stderr.read_text().splitlines()[-1] == "error: the swarm was recovered without this manager"
 
 
 async def test_a_damaged_journal_is_one_sentence_and_its_own_exit_code(hosts: Callable[[str], Host]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from swarm.channels import open_blocking_channel
 from swarm.errors import (
     FailedPrecondition,
+    HistoryCut,
     InternalError,
     InvalidArgument,
     NotLeader,
@@ -18,6 +19,7 @@ from swarm.errors import (
     Unavailable,
     from_rpc,
 )
+from swarm.identity import Peer
 from swarm.v1 import raft_pb2 as pb
 from swarm.v1 import raft_pb2_grpc as rpc
 from swarm.v1.types_pb2 import NODE_ROLE_WORKER
@@ -126,6 +128,24 @@ async def test_a_member_leaves_by_itself_and_is_refused_afterwards(lab: Lab) -> 
     assert {m.node_id for m in first.node.members()} == {first.name, lab.managers[1].name}
     with pytest.raises(PermissionDenied, match="was removed from the swarm"):
         await exchange(first, third)
+
+
+async def test_a_member_that_history_went_on_without_stops_with_the_reason(lab: Lab) -> None:
+    first, second, third = await lab.grow(3)
+    failures: list[SwarmError] = []
+    second.node.on_failure(failures.append)
+
+    def left_behind(peer: Peer) -> bool:
+        if peer.name == second.name:
+            raise HistoryCut("the swarm was recovered without this manager")
+        return False
+
+    first.server._guard._is_revoked = left_behind
+    await until(lambda: bool(failures))
+    assert isinstance(failures[0], HistoryCut)
+    with pytest.raises(Unavailable, match="was recovered without this manager"):
+        await second.node.propose(b"x", timeout=1)
+    assert third.node.failure is None
 
 
 async def exchange(target: Manager, caller: Manager, name: str = "swarm-manager") -> None:
