@@ -62,17 +62,22 @@ def is_plain_question(query: bytes) -> bool:
     records that point to long names takes half a second to parse, in which no container of the host has its names."""
     if not HEADER_BYTES < len(query) <= MAX_QUERY_BYTES or query[2] & 0x80:  # too long, or an answer
         return False
-    questions, answers, authorities, additional = struct.unpack("!4H", query[4:HEADER_BYTES])
+    counts: tuple[int, int, int, int] = struct.unpack("!4H", query[4:HEADER_BYTES])
+    questions, answers, authorities, additional = counts
     return questions == 1 and answers == authorities == 0 and additional <= 2
+
+
+def _parsed(query: bytes) -> DNSRecord | None:
+    try:
+        return DNSRecord.parse(query) if is_plain_question(query) else None
+    except DNSError:
+        return None
 
 
 def answer(query: bytes, networks: Sequence[NetworkNames], rng: random.Random, *, stream: bool) -> bytes | None:
     """The answer; None where the question is for an upstream server; b"" where there is nothing to answer to."""
-    if not is_plain_question(query):
-        return b""
-    try:
-        request = DNSRecord.parse(query)
-    except DNSError:
+    request = _parsed(query)
+    if request is None:
         return b""
     name, kind = str(request.q.qname), QTYPE.get(request.q.qtype)
     reply = request.reply(ra=1)
@@ -97,11 +102,8 @@ def answer(query: bytes, networks: Sequence[NetworkNames], rng: random.Random, *
 
 def failure(query: bytes) -> bytes:
     """SERVFAIL; b"" where the query cannot be read."""
-    if not is_plain_question(query):
-        return b""
-    try:
-        request = DNSRecord.parse(query)
-    except DNSError:
+    request = _parsed(query)
+    if request is None:
         return b""
     reply = request.reply(ra=1)
     reply.header.rcode = RCODE.SERVFAIL

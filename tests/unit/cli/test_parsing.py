@@ -8,7 +8,7 @@ import pytest
 from swarm.errors import InvalidArgument
 from swarm.v1 import types_pb2 as types
 
-from orchestrator.cli import words
+from orchestrator.cli import output, words
 from orchestrator.cli.parsing import fields, ports, quantities
 
 TCP, UDP = types.PORT_PROTOCOL_TCP, types.PORT_PROTOCOL_UDP
@@ -220,3 +220,14 @@ def test_sizes_and_enums_as_words() -> None:
     assert words.enum_word(types.RestartCondition.DESCRIPTOR, types.RESTART_CONDITION_ON_FAILURE) == "on-failure"
     assert words.enum_word(types.RestartCondition.DESCRIPTOR, 0) == ""
     assert words.enum_word(types.RestartCondition.DESCRIPTOR, 99) == "99"
+
+
+def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hosts' names and containers' last words are strangers' text: they must not move the cursor or set a title."""
+    evil = "\x1b]0;owned\x07\x1b[2Jweb\r\u202e\x9b1m"
+    assert words.visible(evil) == "\\x1b]0;owned\\x07\\x1b[2Jweb\\r\\u202e\\x9b1m"
+    assert words.visible("exit 1: naïve 日本 – …") == "exit 1: naïve 日本 – …"
+    output.table(["NAME"], [[evil], [output.Cell(evil, "red")]])
+    output.note(evil)
+    printed = capsys.readouterr()
+    assert all(character.isprintable() or character == "\n" for character in printed.out + printed.err)
