@@ -305,11 +305,11 @@ class RaftNode(Consensus):
         assert self._loop is not None
         future: asyncio.Future[Any] = self._loop.create_future()
         ask(lambda answer: self._to_loop(_resolve, future, answer))
+        timer = self._loop.call_later(timeout, _refuse, future, otherwise)
         try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            raise Unavailable(otherwise) from None
+            return await future
+        finally:
+            timer.cancel()
 
     def _running(self) -> Core:
         if self.failure is not None:
@@ -423,6 +423,11 @@ class RaftNode(Consensus):
 def _resolve(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _refuse(future: asyncio.Future[Any], why: str) -> None:
+    if not future.done():
+        future.set_exception(Unavailable(why))
 
 
 def _breathe() -> None:

@@ -82,7 +82,7 @@ class Snapshot:
         return apply_changes(self, changes, None)[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectChange:
     """One object before (None: created) and after (None: removed)."""
 

@@ -85,12 +85,13 @@ class Store:
                 raise
             self._publish(_at_index(self._snapshot, index), ())
             return _result(index, error=error)
-        written = tuple(dict.fromkeys(key_of(effect.new) for effect in effects if effect.new is not None))
+        written: tuple[Key, ...] = ()
         if entry.request_id:
+            written = tuple(dict.fromkeys(key_of(effect.new) for effect in effects if effect.new is not None))
             self._remember(Request(entry.request_id, index, written))
         self._publish(snapshot, effects)
         self._relief.wrote(len(effects), snapshot.size)
-        return _result(index, written=written if entry.request_id else ())
+        return _result(index, written=written)
 
     def capture(self) -> Callable[[], Iterable[bytes]]:
         """A snapshot of now, to be written later and elsewhere: see `consensus.StateMachine`."""

@@ -31,6 +31,7 @@ from orchestrator.store.states import is_confirmed_stopped, is_ended, is_live
 
 T = TypeVar("T", bound=Node | Service | ServiceRevision | Task | Network)
 
+_Index = Any  # an editor's index: a Map until it changes first, then a MapMutation
 IndexKey = tuple[str, Hashable]  # (name of the index, key in it)
 SlotKey = int | str  # a slot, or the node of a global service's task
 PortKey = tuple[str, int]  # ("tcp", 80)
@@ -104,14 +105,15 @@ class Editor(Generic[T]):
     def __init__(self, table: Table[T]) -> None:
         self._table = table
         self._objects = table._objects.mutate()
-        self._index = table._index.mutate()
+        self._index: _Index = table._index
 
     def get(self, id_: str) -> T | None:
         return self._objects.get(id_)
 
     def find(self, index: str, key: Hashable) -> tuple[str, ...]:
         """The ids at `key` of an index."""
-        return self._index.get((index, key), ())
+        ids: tuple[str, ...] = self._index.get((index, key), ())
+        return ids
 
     def put(self, obj: T) -> None:
         old = self._objects.get(obj.id)
@@ -125,17 +127,20 @@ class Editor(Generic[T]):
     def _reindex(self, old: T | None, new: T | None, id_: str) -> None:
         before = set() if old is None else set(self._table.index_keys(old))
         after = set() if new is None else set(self._table.index_keys(new))
+        if before == after:
+            return
+        index = self._index = _opened(self._index)
         for key in before - after:
-            remaining = tuple(other for other in self._index[key] if other != id_)
+            remaining = tuple(other for other in index[key] if other != id_)
             if remaining:
-                self._index[key] = remaining
+                index[key] = remaining
             else:
-                del self._index[key]
+                del index[key]
         for key in after - before:
-            self._index[key] = (*self._index.get(key, ()), id_)
+            index[key] = (*index.get(key, ()), id_)
 
     def finish(self) -> Table[T]:
-        return type(self._table)(self._objects.finish(), self._index.finish())
+        return type(self._table)(self._objects.finish(), _closed(self._index))
 
 
 class NodeTable(Table[Node]):
@@ -321,11 +326,12 @@ class TaskEditor(Editor[Task]):
 
     def __init__(self, table: TaskTable) -> None:
         super().__init__(table)
-        self._by_service = table._by_service.mutate()
-        self._by_node = table._by_node.mutate()
-        self._by_network = table._by_network.mutate()
-        self._loads = table._loads.mutate()
-        self._unplaced = table._unplaced.mutate()
+        # An index is opened for changes when it changes first: most entries touch a task or two, and few indexes.
+        self._by_service: _Index = table._by_service
+        self._by_node: _Index = table._by_node
+        self._by_network: _Index = table._by_network
+        self._loads: _Index = table._loads
+        self._unplaced: _Index = table._unplaced
 
     def holder(self, network_id: str, address: str) -> str:
         """The task that holds an address of a network; empty where it is free."""
@@ -337,57 +343,72 @@ class TaskEditor(Editor[Task]):
             self._move_slot(old, new, id_)
         old_node, new_node = (old.node_id if old is not None else ""), (new.node_id if new is not None else "")
         if old_node != new_node:
-            _nested_delete(self._by_node, old_node, id_)
+            by_node = self._by_node = _opened(self._by_node)
+            _nested_delete(by_node, old_node, id_)
             if new_node:
-                self._by_node[new_node] = self._by_node.get(new_node, TaskTable.EMPTY).set(id_, None)
+                by_node[new_node] = by_node.get(new_node, TaskTable.EMPTY).set(id_, None)
         before, after = _weight(old), _weight(new)
         if before != after:
             self._shift_load(before, -1)
             self._shift_load(after, 1)
         if new is not None and _is_unplaced(new):
+            self._unplaced = _opened(self._unplaced)
             self._unplaced[id_] = None
         elif old is not None and _is_unplaced(old):
+            self._unplaced = _opened(self._unplaced)
             del self._unplaced[id_]
         held, holds = _places(old), _places(new)
         if held != holds:
+            by_network = self._by_network = _opened(self._by_network)
             for network_id, address in held - holds:
                 if self.holder(network_id, address) == id_:
-                    _nested_delete(self._by_network, network_id, address)
+                    _nested_delete(by_network, network_id, address)
             for network_id, address in holds - held:
-                self._by_network[network_id] = self._by_network.get(network_id, TaskTable.EMPTY).set(address, id_)
+                by_network[network_id] = by_network.get(network_id, TaskTable.EMPTY).set(address, id_)
 
     def _move_slot(self, old: Task | None, new: Task | None, id_: str) -> None:
+        by_service = self._by_service = _opened(self._by_service)
         if old is not None:
-            slots = self._by_service[old.service_id]
+            slots = by_service[old.service_id]
             remaining = tuple(other for other in slots[slot_key(old)] if other != id_)
             if remaining:
-                self._by_service[old.service_id] = slots.set(slot_key(old), remaining)
+                by_service[old.service_id] = slots.set(slot_key(old), remaining)
             else:
-                _nested_delete(self._by_service, old.service_id, slot_key(old))
+                _nested_delete(by_service, old.service_id, slot_key(old))
         if new is not None:
-            slots = self._by_service.get(new.service_id, TaskTable.EMPTY)
-            self._by_service[new.service_id] = slots.set(slot_key(new), (*slots.get(slot_key(new), ()), id_))
+            slots, key = by_service.get(new.service_id, TaskTable.EMPTY), slot_key(new)
+            by_service[new.service_id] = slots.set(key, (*slots.get(key, ()), id_))
 
     def _shift_load(self, weight: tuple[str, str, bool] | None, sign: int) -> None:
         if weight is None:
             return
         node_id, revision_id, live = weight
-        loads = self._loads.get(node_id, TaskTable.EMPTY)
+        by_node = self._loads = _opened(self._loads)
+        loads = by_node.get(node_id, TaskTable.EMPTY)
         load = loads.get(revision_id, Load()).plus(sign, sign if live else 0)
         if load.holding:
-            self._loads[node_id] = loads.set(revision_id, load)
+            by_node[node_id] = loads.set(revision_id, load)
         else:
-            _nested_delete(self._loads, node_id, revision_id)
+            _nested_delete(by_node, node_id, revision_id)
 
     def finish(self) -> TaskTable:
         return TaskTable(
             self._objects.finish(),
-            by_service=self._by_service.finish(),
-            by_node=self._by_node.finish(),
-            by_network=self._by_network.finish(),
-            loads=self._loads.finish(),
-            unplaced=self._unplaced.finish(),
+            by_service=_closed(self._by_service),
+            by_node=_closed(self._by_node),
+            by_network=_closed(self._by_network),
+            loads=_closed(self._loads),
+            unplaced=_closed(self._unplaced),
         )
+
+
+def _opened(index: _Index) -> Any:
+    """The index for changes; the one that was handed in stays as it is."""
+    return index.mutate() if isinstance(index, Map) else index
+
+
+def _closed(index: _Index) -> Any:
+    return index if isinstance(index, Map) else index.finish()
 
 
 def _weight(task: Task | None) -> tuple[str, str, bool] | None:

@@ -1,6 +1,7 @@
 """`./dev bench [--vs-docker] [--runs N] [--sizes 1,10,30,100]`: rounds of the scenarios, the subjects taking turns.
 
-`./dev bench --raft [--runs N]` measures the replicated log alone: see `tests.bench.raft`."""
+`./dev bench --raft [--runs N]` measures the replicated log alone: see `tests.bench.raft`.
+`./dev bench --failover [--trials N]` measures how long a lost leader costs writes: see `tests.bench.failover`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 
-from tests.bench import raft
+from tests.bench import failover, raft
 from tests.bench.docker_swarm import DockerSwarm
 from tests.bench.ours import Ours, usable
 from tests.bench.scenarios import plan
@@ -31,7 +32,12 @@ def main() -> None:
     parser.add_argument(
         "--raft", action="store_true", help="only the replicated log of three managers, against its targets"
     )
+    parser.add_argument("--failover", action="store_true", help="only how long writes wait when a leader is lost")
+    parser.add_argument("--trials", type=int, default=30, help="of each kind, with --failover")
     options = parser.parse_args()
+    if options.failover:
+        failover.main(options.trials)
+        return
     if options.raft:
         raft.main(options.runs)
         return

@@ -7,7 +7,6 @@ Between trials all managers are well again.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
@@ -123,12 +122,7 @@ def report(what: str, seconds: list[float]) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="./dev bench --failover", description=__doc__)
-    parser.add_argument("--failover", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--trials", type=int, default=30)
-    options = parser.parse_args(arguments)
-
+def main(trials: int) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
@@ -136,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         managers = Managers(asyncio.run(labs.up(name, 3, 0, say)))
         found: dict[str, list[float]] = {}
-        for number in range(options.trials):
+        for number in range(trials):
             ways = {
                 "leader's link cut": managers.cut,
                 "leader stopped": managers.stopped,
@@ -151,7 +145,3 @@ def main(arguments: list[str] | None = None) -> None:
     for what, measured in found.items():
         print(report(what, measured))
     print(f"wanted for a lost leader: {WANTED}")
-
-
-if __name__ == "__main__":
-    main()

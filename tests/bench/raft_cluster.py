@@ -37,7 +37,7 @@ class Remote:
         with self._errors.open("ab") as errors:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.bench.raft_member", *self._arguments,
-                cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, limit=LINE_BYTES,
+                cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "proto"), str(ROOT)))}, limit=LINE_BYTES,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
             )  # fmt: skip
         self._reading = asyncio.create_task(self._read())
