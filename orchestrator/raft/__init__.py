@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import socket
+
 from swarm.footprint import without
 
+_ntop = socket.inet_ntop
 with without("cryptography"):  # for an encryption of its own that we do not use; 8 MB
     import pysyncobj.syncobj  # noqa: F401
+socket.inet_ntop = _ntop  # the library puts one in its place that works on Windows only
 
+# ruff: noqa: E402 – only now: they import the library as well
 from orchestrator.raft.config import RaftConfig, Timings
 from orchestrator.raft.node import RaftNode
 

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,7 @@ def schedule(lab: TestLab, certificates: faults.Certificates, rng: random.Random
     follower = other()
     yield f"the follower {follower} hears nobody", lambda: faults.one_way(lab, follower, "input")
     lead(lab, SMALL)
-    yield f"the disk of the leader {SMALL} is full", lambda: faults.full_disk(lab.host(SMALL).state_directory)
+    yield f"the disk of the leader {SMALL} is full", lambda: out_of_room(lab)
     expired = lab.leader()
     yield f"the certificate of the leader {expired} has expired", lambda: certificates.expired(expired)
     foreign = other()
@@ -78,6 +78,20 @@ def schedule(lab: TestLab, certificates: faults.Certificates, rng: random.Random
     address = lab.host(mover).address.rpartition(".")[0] + ".77"
     yield f"{mover} moves to {address}", lambda: faults.moved(lab, mover, address)
     yield "kill -9 of all managers at once", lambda: faults.killed(lab, *names)
+
+
+@contextmanager
+def out_of_room(lab: TestLab) -> Iterator[None]:
+    """The disk of the leader is full, and what the log had allocated on it is used up: another one leads."""
+    numbers = iter(range(500))
+
+    def led_by_another() -> bool:
+        lab.swarmctl("network", "create", "-d", "overlay", "--label", f"l={'x' * 60_000}", f"n{next(numbers)}")
+        return lab.leader() != SMALL
+
+    with faults.full_disk(lab.host(SMALL).state_directory):
+        eventually(led_by_another, timeout=60)
+        yield
 
 
 def lead(lab: TestLab, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import grpc
 import pytest
@@ -33,6 +34,10 @@ from tests.unit.raft.conftest import Lab, Manager, until
 
 async def write(manager: Manager, command: bytes) -> bytes:
     return (await manager.node.propose(command, timeout=10)).result
+
+
+def test_the_library_leaves_the_systems_address_functions_alone() -> None:
+    assert socket.inet_ntop(socket.AF_INET, b"\x7f\0\0\x01") == "127.0.0.1"
 
 
 async def test_a_founder_leads_alone_at_once(lab: Lab) -> None:
