@@ -53,7 +53,7 @@ class Faults:
             self._cut_leader_with_minority()
         if world.options.change_members and rng.random() < 0.02:
             for _ in range(rng.choice((1, 1, 3))):
-                self._change_configuration()
+                self.change_configuration()
 
     # ---- links
 
@@ -87,7 +87,7 @@ class Faults:
     def _send_hostile(self, names: list[str]) -> None:
         world = self._world
         source, target = world.rng.sample(names, 2)
-        if world.hosts[target].core is not None:
+        if world.options.hostile_bytes and world.hosts[target].core is not None:
             world.hosts[target].receive_hostile(source)
             world.network.reset(source, target)
 
@@ -187,7 +187,7 @@ class Faults:
 
     # ---- membership
 
-    def _change_configuration(self) -> None:
+    def change_configuration(self) -> None:
         world, rng = self._world, self._world.rng
         leader = world.leader()
         if leader is None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
-from swarm.errors import InvalidArgument, SwarmError
+from swarm.errors import InvalidArgument
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.consensus import Leadership, Member
@@ -123,6 +124,12 @@ class Host:
     def clock(self) -> float:
         return self.world.now + self.skew + self.spent
 
+    @staticmethod
+    @contextmanager
+    def surroundings() -> Iterator[None]:
+        """What has to be about while such members run."""
+        yield
+
     # ---- life
 
     def start(self) -> None:
@@ -136,8 +143,10 @@ class Host:
             self.world.counts["disk too full to start"] += 1
             self.world.after(self.world.rng.uniform(0.1, 1.0), self.restart)
             return
-        except SwarmError as error:
-            self.world.violated(f"{self.name} cannot start: {error}")
+        except Violation:
+            raise
+        except Exception as error:  # noqa: BLE001 – whatever keeps a member from starting is a finding
+            self.world.violated(f"{self.name} cannot start: {type(error).__name__}: {error}")
             return
         self._came_back()
 
@@ -331,7 +340,10 @@ class CheckedJournal(Journal):
 
     def add(self, command: bytes, idx: int, term: int) -> None:
         if self._world is not None:
-            self._world.rules.logged(self._name, idx, term, command, self[-1][2])
+            new = self._world.rules.logged(self._name, idx, term, command, self[-1][2])
+            configuration = membership.decode(command)
+            if new and configuration is not None:
+                self._world.rules.change_begun(self._name, idx, configuration)
         super().add(command, idx, term)
 
 

@@ -35,17 +35,14 @@ class Rules:
 
     # ---- told by the members
 
-    def logged(self, name: str, index: int, term: int, command: bytes, previous_term: int) -> None:
-        known = self._log_matching.get((index, term))
-        if known is None:
-            self._log_matching[index, term] = (command, previous_term)
-            configuration = membership.decode(command)
-            if configuration is not None:
-                self._check_votes(name, index, configuration)
-        elif known != (command, previous_term):
+    def logged(self, name: str, index: int, term: int, command: bytes, previous_term: int) -> bool:
+        """True where nobody had this entry before."""
+        known = self._log_matching.setdefault((index, term), (command, previous_term))
+        if known != (command, previous_term):
             self._world.violated(f"log matching: {name} has another entry ({index}, term {term}) than others had")
+        return known[0] is command
 
-    def _check_votes(self, name: str, index: int, configuration: pb.RaftConfiguration) -> None:
+    def change_begun(self, name: str, index: int, configuration: pb.RaftConfiguration) -> None:
         """A leader begins a change: nobody gets a vote before it holds the log, or it could take the quorum away."""
         before = self._world.hosts[name].core.history.current
         for voter in sorted(membership.voters(configuration) - membership.voters(before)):

@@ -50,6 +50,7 @@ class Options:
     )
     power_loss: bool = True
     rude_callers: bool = True  # callbacks that raise, commands that cannot be applied
+    hostile_bytes: bool = True
     host: type[Host] = Host
 
 
@@ -135,14 +136,14 @@ class World:
             self.step(faults=False)
         for _ in range(steps):
             self.step(faults=True)
-        self._settle()
+        self.settle()
         self.rules.judge()
         self._go_away_and_come_back()
         self._depose_and_catch_up()
         for sentence in violations(self.history):
             self.violated(sentence)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         self.network.heal_all()
         self.faults.ended, self.bulk = True, 0.0
         for host in self.hosts.values():
@@ -260,7 +261,8 @@ def small_scale() -> Iterator[None]:
 
 def run(seed: int, *, steps: int = 3000, **options: Any) -> World:
     """One run. Raises Violation."""
-    with small_scale():
-        world = World(seed, Options(**options))
+    chosen = Options(**options)
+    with small_scale(), chosen.host.surroundings():
+        world = World(seed, chosen)
         world.run(steps)
     return world
