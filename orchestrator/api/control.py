@@ -32,8 +32,9 @@ from orchestrator.api.lookup import find_network, find_node, find_service, find_
 from orchestrator.api.progress import progress, settles_in, summarize
 from orchestrator.api.validation import check_cluster_spec, check_network_spec, check_node_spec, check_service_spec
 from orchestrator.consensus import Consensus
-from orchestrator.identity.authority import check_server_addresses, join_token, sign_for_person, sign_for_server
+from orchestrator.identity.authority import check_server_addresses, join_token
 from orchestrator.identity.membership import join_host_port, manager_addresses, require_cluster, split_advertised
+from orchestrator.identity.signing import sign_for_person, sign_for_server
 from orchestrator.store import Change, Snapshot, Store, StoreObject, Transactions, Update, copy_of
 
 READ_TIMEOUT = 5.0  # seconds to confirm leadership with a majority
@@ -200,15 +201,11 @@ class ControlService(ControlServicer):
         now = self._clock.wall()
         if request.role == "server":
             check_server_addresses(request.addresses, list(snapshot.nodes.ids()))
-            chain = await asyncio.to_thread(
-                sign_for_server, ca, request.csr_pem, request.name, list(request.addresses), now
-            )
+            chain = await sign_for_server(ca, request.csr_pem, request.name, list(request.addresses), now)
         elif request.role in _PEOPLE:
             if request.addresses:
                 raise InvalidArgument("addresses: only a server's certificate carries addresses")
-            chain = await asyncio.to_thread(
-                sign_for_person, ca, request.csr_pem, request.name, _PEOPLE[request.role], now
-            )
+            chain = await sign_for_person(ca, request.csr_pem, request.name, _PEOPLE[request.role], now)
         else:
             raise InvalidArgument(f"role: {request.role!r} is not known; say admin, viewer or server")
         return control_pb2.IssueCertificateResponse(certificate_pem=chain, ca_pem=ca.certificate_pem)

@@ -5,8 +5,7 @@ issued (hosts' clocks differ) and carry who, what and of which cluster: CN, OU, 
 certificate and the CA's, because a joining host finds the CA in what a manager's server shows. Time comes in as an argument
 (seconds since the epoch).
 
-A manager calls `sign_for_node`, `sign_for_person`, `sign_for_server` and `check_request` on a thread: a call takes about a
-millisecond, the first one some 60 that import the library.
+A manager calls this through `identity.signing`, and once itself, when a cluster begins.
 """
 
 from __future__ import annotations
@@ -208,42 +207,6 @@ class RootAuthority:
 def join_token(ca_pem: bytes, secret: str) -> str:
     """The join token of a secret, for the cluster of this CA certificate."""
     return str(JoinToken(ca_digest(der_of(ca_pem)), secret))
-
-
-def sign_for_node(
-    ca: types_pb2.CertificateAuthorityState,
-    csr_pem: bytes,
-    node_id: str,
-    role: types_pb2.NodeRole.ValueType,
-    *,
-    now: float,
-    validity: float,
-) -> bytes:
-    """`RootAuthority.issue_node` of the CA."""
-    return _restored(ca).issue_node(csr_pem, node_id, role, now=now, validity=validity)
-
-
-def sign_for_person(
-    ca: types_pb2.CertificateAuthorityState, csr_pem: bytes, name: str, role: Role, now: float
-) -> bytes:
-    """`RootAuthority.issue_person` of the CA."""
-    return _restored(ca).issue_person(csr_pem, name, role, now=now)
-
-
-def sign_for_server(
-    ca: types_pb2.CertificateAuthorityState, csr_pem: bytes, name: str, addresses: Sequence[str], now: float
-) -> bytes:
-    """`RootAuthority.issue_server` of the CA."""
-    return _restored(ca).issue_server(csr_pem, name, addresses, now=now)
-
-
-def _restored(ca: types_pb2.CertificateAuthorityState) -> RootAuthority:
-    return RootAuthority(ca.certificate_pem, ca.private_key_pem)
-
-
-def check_request(csr_pem: bytes) -> None:
-    """Raises InvalidArgument where `csr_pem` is not a signing request that we would sign."""
-    public_key_of_request(csr_pem)
 
 
 def check_server_addresses(addresses: Sequence[str], node_ids: Sequence[str]) -> None:

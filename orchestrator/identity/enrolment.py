@@ -7,7 +7,6 @@ now: this is how promotion and demotion reach a node.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 
@@ -18,7 +17,6 @@ from swarm.servers import current_peer
 from swarm.v1 import enrolment_pb2, types_pb2
 from swarm.v1.enrolment_pb2_grpc import CertificatesServicer, EnrolmentServicer
 
-from orchestrator.identity.authority import check_request, sign_for_node
 from orchestrator.identity.membership import (
     join_changes,
     manager_addresses,
@@ -27,6 +25,7 @@ from orchestrator.identity.membership import (
     split_advertised,
     with_role,
 )
+from orchestrator.identity.signing import sign_for_node
 from orchestrator.store import Store, Transactions, Update
 
 log = logging.getLogger(__name__)
@@ -49,18 +48,13 @@ class EnrolmentService(EnrolmentServicer):
         cluster = require_cluster(self._store.snapshot())
         role = role_of_secret(cluster, request.secret)
         _check_request(request)
-        await asyncio.to_thread(check_request, request.csr_pem)
-        node = await self._member(request, role)
+        # Signed before the node is written: a request that we would not sign makes no node.
+        node_id = self._ids()
+        chain = await self._sign(cluster, request.csr_pem, node_id, role)
+        node = await self._member(request, node_id, role)
         snapshot = self._store.snapshot()
-        chain = await asyncio.to_thread(
-            sign_for_node,
-            cluster.ca,
-            request.csr_pem,
-            node.id,
-            node.role,
-            now=self._clock.wall(),
-            validity=node_validity(cluster),
-        )
+        if (node.id, node.role) != (node_id, role):  # the request came before
+            chain = await self._sign(cluster, request.csr_pem, node.id, node.role)
         return enrolment_pb2.JoinResponse(
             node_id=node.id,
             cluster_id=cluster.id,
@@ -70,9 +64,16 @@ class EnrolmentService(EnrolmentServicer):
             managers=manager_addresses(snapshot),
         )
 
-    async def _member(self, request: enrolment_pb2.JoinRequest, role: types_pb2.NodeRole.ValueType) -> types_pb2.Node:
+    async def _sign(
+        self, cluster: types_pb2.Cluster, csr_pem: bytes, node_id: str, role: types_pb2.NodeRole.ValueType
+    ) -> bytes:
+        now, validity = self._clock.wall(), node_validity(cluster)
+        return await sign_for_node(cluster.ca, csr_pem, node_id, role, now=now, validity=validity)
+
+    async def _member(
+        self, request: enrolment_pb2.JoinRequest, node_id: str, role: types_pb2.NodeRole.ValueType
+    ) -> types_pb2.Node:
         """The node that this request made, now or before."""
-        node_id = self._ids()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             changes = join_changes(
                 self._store.snapshot(),
@@ -109,15 +110,8 @@ class CertificatesService(CertificatesServicer):
         node_id = current_peer().name
         cluster = require_cluster(self._store.snapshot())
         role = await self._take_role(node_id)
-        chain = await asyncio.to_thread(
-            sign_for_node,
-            cluster.ca,
-            request.csr_pem,
-            node_id,
-            role,
-            now=self._clock.wall(),
-            validity=node_validity(cluster),
-        )
+        now, validity = self._clock.wall(), node_validity(cluster)
+        chain = await sign_for_node(cluster.ca, request.csr_pem, node_id, role, now=now, validity=validity)
         return enrolment_pb2.RenewResponse(certificate_pem=chain, ca_pem=cluster.ca.certificate_pem, role=role)
 
     async def _take_role(self, node_id: str) -> types_pb2.NodeRole.ValueType:

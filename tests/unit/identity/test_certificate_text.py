@@ -137,6 +137,7 @@ def test_a_certificate_of_any_form_is_read_as_the_library_reads_it_or_refused(
     agrees_with_the_library(der)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(data=st.data())
 @settings(max_examples=1500, deadline=None)
 def test_a_damaged_certificate_is_read_as_the_library_reads_it_or_refused(data: st.DataObject) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from swarm import apart, keys
+from swarm import apart, keys, operations
 from swarm.errors import DeadlineExceeded, InternalError, SwarmError, Unavailable
 from swarm.process import CommandFailed
 from swarm.v1 import types_pb2
@@ -37,12 +37,12 @@ async def test_errors_keep_their_kind_and_their_sentence() -> None:
 def test_only_the_operations_of_the_table_are_done() -> None:
     for operation in ("os.getpid", "", "builtins.eval", "__class__"):
         with pytest.raises(KeyError):
-            apart.serve(operation, io.BytesIO(b"{}"), io.BytesIO())
+            operations.serve(apart.OPERATIONS, operation, io.BytesIO(b"{}"), io.BytesIO())
 
 
 def test_what_travels_is_json() -> None:
     answers = io.BytesIO()
-    apart.serve("new-key", io.BytesIO(b'{"common_name": "x"}'), answers)
+    operations.serve(apart.OPERATIONS, "new-key", io.BytesIO(b'{"common_name": "x"}'), answers)
     assert set(json.loads(answers.getvalue())) == {"key", "csr"}
 
 
@@ -62,6 +62,6 @@ async def test_a_process_that_fails_is_an_error(
     interpreter.write_text(program)
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
-    monkeypatch.setattr(apart, "TIMEOUT", 1.0)
+    monkeypatch.setattr(operations, "TIMEOUT", 1.0)
     with pytest.raises(raised):
         await apart.new_key_and_request("n1")
