@@ -35,7 +35,7 @@ class Report:
     def say(self, what: str, seen: str, wanted: str = "", *, met: bool | None = None) -> None:
         verdict = "" if met is None else ("met" if met else "MISSED")
         load = Path("/proc/loadavg").read_text().split()[0]
-        line = f"{what:58}{seen:34}{wanted:22}{verdict:8}load {load}"
+        line = f"{what:54} {seen:40} {wanted:18} {verdict:7}load {load}"
         self.lines.append(line)
         print(line, flush=True)
 
@@ -208,7 +208,7 @@ async def behind(report: Report, members: Cluster, leader: Remote) -> None:
     await quiet([member for member in members.members if member is not follower])
     began, seconds = time.monotonic(), []
     target = (await leader.ask("status"))["applied"]
-    async with Watched(report, "of the leader, while one far behind is caught up", [leader]):
+    async with Watched(report, "of the leader, while one is caught up", [leader]):
         await follower.start()
         while (status := await follower.ask("status"))["applied"] < target:
             seconds += (await leader.ask("write", count=20, pause=0.002))["seconds"]

@@ -372,3 +372,16 @@ def test_large_decisions_are_split_in_order() -> None:
     groups = list(split_changes(changes, 300))
     assert len(groups) > 5
     assert [change for group in groups for change in group] == changes
+
+
+async def test_a_snapshot_is_the_same_bytes_in_the_order_of_ids() -> None:
+    """On every member alike, whichever order its tables have."""
+    ids = [f"{number * 7919 % 1000:03x}" for number in range(1000)]
+    streams = []
+    for order in (ids, ids[::-1]):
+        bench = Bench()
+        await bench.commit([Create(node(id_)) for id_ in order])
+        streams.append(b"".join(bench.store.capture()()))
+    places = [streams[0].index(f"\n\x03{id_}".encode()) for id_ in sorted(ids)]
+    assert places == sorted(places)
+    assert streams[0] == streams[1]
