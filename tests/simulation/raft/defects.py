@@ -116,6 +116,7 @@ def journal_thrown_away() -> Iterator[None]:
     def align(self: Journal, index: int, term: int, configuration: pb.RaftConfiguration, keep: int) -> None:
         if self[0][1] != index:
             self.reset(index, term, configuration)
+        self.base_configuration = configuration
 
     with _patched(Journal, "align", align):
         yield
