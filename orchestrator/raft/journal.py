@@ -294,6 +294,9 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         except DiskFull:
             file.close()
             self._directory.remove(name)
+            # The current segment takes the records that this one was named for: were it back after a power loss, they would
+            # seem to be missing.
+            self._directory.sync()
             raise
         if self._file is not None:
             self._file.truncate(self._offset)  # zeros that were never used; harmless where a crash keeps them

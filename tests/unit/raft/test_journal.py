@@ -244,6 +244,22 @@ def test_a_full_disk_is_told_before_anything_changes() -> None:
     assert entries(Journal(disk, FOUNDERS)) == entries(journal)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_segment_that_found_no_room_does_not_come_back(seed: int) -> None:
+    """Its name was given up, the current segment went on with the records that it stood for, and the power went."""
+    disk = VirtualDirectory(random.Random(seed))
+    journal = filled(disk)
+    disk.capacity = disk.used()
+    journal.start_new_segment()
+    journal.setCurrentTerm(2, "a")
+    journal.sync()
+    journal.start_new_segment()
+    disk.crash(power=True)
+    again = Journal(disk, FOUNDERS)
+    assert entries(again) == entries(journal)
+    assert again.getVotedForNodeId() == "a"
+
+
 @pytest.mark.parametrize(
     ("index", "term", "outcome"),
     [
