@@ -70,6 +70,7 @@ def lock_state(state: Path) -> IO[str]:
     """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.chmod(0o700)  # containers' output and volumes lie below; who made it may have left it open
         lock = (state / "swarmd.lock").open("a+")
     except OSError as error:
         raise FailedPrecondition(f"the state directory {state} cannot be used: {error.strerror}") from error

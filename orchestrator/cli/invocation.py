@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from swarm.v1.control_pb2 import Filter, ListRequest, Replica
     from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Caller, Session
+    from orchestrator.cli.caller import Caller
+    from orchestrator.cli.session import Session
 
 T = TypeVar("T")
 PAGE_SIZE = 1000

@@ -23,7 +23,7 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import output, words
-from orchestrator.cli.session import Caller
+from orchestrator.cli.caller import Caller
 from orchestrator.cli.task_words import problem_of, task_label
 
 if TYPE_CHECKING:

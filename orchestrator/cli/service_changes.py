@@ -14,7 +14,7 @@ from orchestrator.cli.waiting import RESOLVE_TIMEOUT, show_warnings
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Caller
+    from orchestrator.cli.caller import Caller
 
 MAX_CONFLICTS = 5  # somebody else changed the service as often between our reading and writing
 

@@ -20,7 +20,7 @@ from orchestrator.cli.task_words import problem_of
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Caller
+    from orchestrator.cli.caller import Caller
 
 COLUMNS = ("ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS")
 MAX_ERROR = 80  # characters of an error in a table; --no-trunc shows it whole

@@ -21,7 +21,7 @@ from orchestrator.cli.invocation import session
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Caller
+    from orchestrator.cli.caller import Caller
 
 ROLES = ("admin", "viewer", "server")
 

@@ -33,7 +33,7 @@ from orchestrator.cli.task_table import print_tasks
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Caller
+    from orchestrator.cli.caller import Caller
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from orchestrator.cli.parsing.fields import labels
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
 
-    from orchestrator.cli.session import Caller
+    from orchestrator.cli.caller import Caller
 
 MEMBERSHIP_TIMEOUT = 120.0  # seconds for founding, joining and leaving: keys, certificates, the manager's first start
 MAX_CONFLICTS = 5

@@ -169,6 +169,12 @@ def test_a_refusal_says_the_numbers() -> None:
 # ----------------------------------------------------------------------------------------------------------- children
 
 
+def test_a_state_directory_is_its_owners_alone_also_where_it_was_open(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with children.lock_state(tmp_path):
+        assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:
     with children.lock_state(tmp_path), pytest.raises(FailedPrecondition, match=f"process {os.getpid()}"):
         children.lock_state(tmp_path)

@@ -24,7 +24,8 @@ from swarm.v1 import node_pb2 as node
 from swarm.v1 import types_pb2 as types
 from swarm.v1.control_pb2_grpc import ControlStub
 
-from orchestrator.cli.session import Caller, Session, Shell
+from orchestrator.cli.caller import Caller, Shell
+from orchestrator.cli.session import Session
 from orchestrator.cli.target import Endpoint, Places, Target
 from tests.unit.cli.conftest import Script, Served
 
