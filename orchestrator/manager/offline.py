@@ -131,7 +131,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "cluster_id": cluster.id,
         "cluster_name": cluster.spec.name,
         "epoch": cluster.epoch,
-        "feature_level": features.level_of(snapshot),
+        "feature_level": features.level_of(snapshot.cluster),
         "index": summary.index,
         "term": summary.term,
         "state_bytes": summary.state_bytes,

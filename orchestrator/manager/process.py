@@ -125,7 +125,7 @@ class Manager:
             initial_members=(self._member,) if is_founder(places) else (),
             data_key=data_key(places),
             feature_level=features.SUPPORTED,
-            required_level=lambda: features.level_of(self.store.snapshot()),
+            required_level=lambda: features.level_of(self.store.snapshot().cluster),
         )
         node = RaftNode(config, self.store)
         node.on_failure(self._fail)

@@ -45,7 +45,7 @@ class FeatureKeeper:
 
     async def run(self) -> None:
         """Until the level is the highest that this leader supports."""
-        while features.level_of(self._store.snapshot()) < features.SUPPORTED:
+        while features.level_of(self._store.snapshot().cluster) < features.SUPPORTED:
             try:
                 if await self._raise():
                     continue

@@ -10,13 +10,8 @@ applying an entry does. Docs: docs/upgrades.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from swarm.errors import InternalError
 from swarm.v1.types_pb2 import Cluster
-
-if TYPE_CHECKING:
-    from orchestrator.store.snapshot import Snapshot
 
 FIRST = 1
 SUPPORTED = 1  # the highest level that this program reads and writes
@@ -26,9 +21,9 @@ class NewerVersion(InternalError):
     """The log or a snapshot was written by a newer version than this program."""
 
 
-def level_of(snapshot: Snapshot) -> int:
+def level_of(cluster: Cluster | None) -> int:
     """What the managers agreed to write."""
-    return max(FIRST, snapshot.cluster.feature_level) if snapshot.cluster is not None else FIRST
+    return max(FIRST, cluster.feature_level) if cluster is not None else FIRST
 
 
 def check_readable(schema: int, what: str) -> None:

@@ -40,7 +40,7 @@ class Request:
 
 def dump(snapshot: Snapshot, requests: Sequence[Request]) -> Iterator[bytes]:
     """The stream of a snapshot."""
-    level = features.level_of(snapshot)  # also managers that do not know more install it
+    level = features.level_of(snapshot.cluster)  # also managers that do not know more install it
     frame, size, objects = SnapshotFrame(schema=level), 0, 0
     for obj in _ordered(snapshot):
         stored = wrap(obj)

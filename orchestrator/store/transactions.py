@@ -54,7 +54,7 @@ class Transactions:
         Unavailable (this manager does not lead: nothing was written), OutcomeUnknown.
         """
         at = timestamp(self._clock.wall())
-        level = features.level_of(self._store.snapshot())
+        level = features.level_of(self._store.snapshot().cluster)
         command = Command(schema=level, request_id=request_id, proposer=self._proposer, at=at)
         command.actions.extend(to_action(change) for change in changes)
         data = command.SerializeToString()
