@@ -20,7 +20,14 @@ from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.dispatcher import wire
-from orchestrator.dispatcher.endpoints import endpoints_of, is_placed, is_stopping, peer_of, service_endpoints_of
+from orchestrator.dispatcher.endpoints import (
+    endpoints_of,
+    is_placed,
+    is_starting,
+    is_stopping,
+    peer_of,
+    service_endpoints_of,
+)
 from orchestrator.dispatcher.wire import Fragments
 from orchestrator.store import Key, Kind, Snapshot, states
 
@@ -35,6 +42,7 @@ class _TaskRecord:
     networks: tuple[str, ...] = ()  # that it brings its node onto
     endpoints: tuple[str, ...] = ()  # networks on which it has an endpoint
     stopping: bool = False
+    starting: str = ""  # the service that it is about to serve for
 
 
 @dataclass
@@ -48,7 +56,9 @@ class MirrorDiff:
     network_nodes: dict[str, set[str]] = field(default_factory=dict)  # who is on the networks that changed
     programs_all: bool = False  # something in `everybody` belongs into the endpoint table
     joined: set[str] = field(default_factory=set)  # nodes that came onto a network
-    begin_serving: set[wire.Key] = field(default_factory=set)  # endpoints that were known, and serve now
+    begin_serving: dict[wire.Key, str] = field(
+        default_factory=dict
+    )  # endpoints that were known and serve now → service
 
     def concerned(self) -> set[str] | None:
         """The nodes that get something; None: all."""
@@ -79,8 +89,8 @@ class MirrorDiff:
         return merged
 
     def may_wait(self, changes: Fragments) -> bool:
-        """Whether these are only endpoints that begin to serve: names and virtual IPs lead to the others meanwhile."""
-        return changes.keys() <= self.begin_serving
+        """Whether these are only endpoints that begin to serve, of services with more tasks that are about to."""
+        return changes.keys() <= self.begin_serving.keys()
 
 
 class Mirrors:
@@ -108,6 +118,7 @@ class Mirrors:
         self._network_nodes: dict[str, set[str]] = {}
         self._named: dict[str, Counter[str]] = {}  # node → revision → tasks that name it
         self._stopping: Counter[str] = Counter()  # node → tasks that it is to stop
+        self._starting: Counter[str] = Counter()  # service → tasks that are about to serve
         diff = MirrorDiff(snapshot.index)
         self._find_networks(snapshot)
         for node in snapshot.nodes:
@@ -235,10 +246,16 @@ class Mirrors:
                 fragment = wire.changed(dispatcher.AssignedObject(endpoint=endpoint))
                 self._put_endpoint(endpoint.network_id, task.id, fragment, diff)
                 if endpoint.serving and old is not None and endpoint.network_id in old.endpoints:
-                    diff.begin_serving.add(wire.endpoint_key(endpoint.network_id, task.id))
+                    diff.begin_serving[wire.endpoint_key(endpoint.network_id, task.id)] = task.service_id
                 endpoints.append(endpoint.network_id)
         return _TaskRecord(
-            task.node_id, task.revision_id, _signature(task), tuple(networks), tuple(endpoints), is_stopping(task)
+            task.node_id,
+            task.revision_id,
+            _signature(task),
+            tuple(networks),
+            tuple(endpoints),
+            is_stopping(task),
+            task.service_id if is_starting(task) else "",
         )
 
     def _put_endpoint(self, network_id: str, task_id: str, fragment: bytes | None, diff: MirrorDiff) -> None:
@@ -269,6 +286,10 @@ class Mirrors:
             self._stopping[record.node_id] += step * record.stopping
             if not self._stopping[record.node_id]:
                 del self._stopping[record.node_id]
+            if record.starting:
+                self._starting[record.starting] += step
+                if not self._starting[record.starting]:
+                    del self._starting[record.starting]
 
     def _move_assignment(
         self,
@@ -314,6 +335,8 @@ class Mirrors:
                     part.update({key: wire.removed(key) for key in gone})
 
     def _finish(self, diff: MirrorDiff) -> None:
+        # The last task of a service that begins takes the others along: who waited for all of them may use the name.
+        diff.begin_serving = {key: id_ for key, id_ in diff.begin_serving.items() if id_ in self._starting}
         for network_id in diff.networks:
             # A copy: the diff may be looked at after the next batch was applied.
             diff.network_nodes[network_id] = set(self._network_nodes.get(network_id, ()))

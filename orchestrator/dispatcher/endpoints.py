@@ -27,6 +27,11 @@ def is_stopping(task: types.Task) -> bool:
     return is_placed(task) and task.desired_state >= types.TASK_STATE_SHUTDOWN
 
 
+def is_starting(task: types.Task) -> bool:
+    """Whether the task is about to serve."""
+    return is_placed(task) and task.desired_state == types.TASK_STATE_RUNNING and not states.is_serving(task)
+
+
 def is_serving(task: types.Task, node: types.Node | None) -> bool:
     """Whether names and virtual IPs may lead to the task: it serves, and its node is not known to be down."""
     return states.is_serving(task) and node is not None and node.status.state != types.NODE_STATE_DOWN

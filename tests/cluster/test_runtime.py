@@ -133,7 +133,7 @@ async def bench() -> AsyncIterator[Bench]:
 async def test_the_life_of_a_container(bench: Bench) -> None:
     runtime: Runtime = bench.runtime
     settings = bench.settings(
-        "c", "sh", "-c", "echo out; echo err >&2; trap 'exit 7' TERM; while true; do sleep 0.1; done"
+        "c", "sh", "-c", "trap 'exit 7' TERM; echo out; echo err >&2; while true; do sleep 0.1; done"
     )
     assert await runtime.state("c") is None
     await runtime.create(settings)

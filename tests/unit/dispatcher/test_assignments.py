@@ -102,21 +102,25 @@ async def test_an_endpoint_serves_while_its_task_runs_healthy_and_is_wanted() ->
     assert not mirrors.is_stopping("n1")
 
 
-async def test_only_endpoints_that_begin_to_serve_may_wait() -> None:
+async def test_endpoints_that_begin_to_serve_may_wait_for_others_of_their_service() -> None:
     world = World()
     await world.found()
     mirrors = Mirrors(world.store.snapshot())
+    running = types.TaskStatus(state=types.TASK_STATE_RUNNING)
 
-    async def may_wait(change: object) -> bool:
-        diff = mirrors.apply(await world.commit(change), [(Kind.TASK, "t1")])  # type: ignore[arg-type]
+    async def may_wait(task_id: str, change: object) -> bool:
+        diff = mirrors.apply(await world.commit(change), [(Kind.TASK, task_id)])  # type: ignore[arg-type]
         assert diff is not None
         assert diff.of("n1")
         return diff.may_wait(diff.of("n1"))
 
-    assert not await may_wait(Create(task("t1", "n1", BACK, state=types.TASK_STATE_ASSIGNED))), "neighbours need it"
-    assert await may_wait(SetTaskStatus("t1", types.TaskStatus(state=types.TASK_STATE_RUNNING)))
-    assert not await may_wait(SetDesiredState("t1", types.TASK_STATE_SHUTDOWN))
-    assert not await may_wait(SetTaskStatus("t1", types.TaskStatus(state=types.TASK_STATE_SHUTDOWN)))
+    for number, task_id in enumerate(("t1", "t2")):
+        new = Create(task(task_id, "n1", BACK, address=5 + number, state=types.TASK_STATE_ASSIGNED))
+        assert not await may_wait(task_id, new), "neighbours need it"
+    assert await may_wait("t1", SetTaskStatus("t1", running)), "another one is about to serve"
+    assert not await may_wait("t2", SetTaskStatus("t2", running)), "the last one takes the others along"
+    assert not await may_wait("t1", SetDesiredState("t1", types.TASK_STATE_SHUTDOWN))
+    assert not await may_wait("t1", SetTaskStatus("t1", types.TaskStatus(state=types.TASK_STATE_SHUTDOWN)))
 
 
 async def test_an_agent_hears_nothing_of_the_statuses_that_it_reported() -> None:
