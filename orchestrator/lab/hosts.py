@@ -57,7 +57,7 @@ def spawn(
 
 async def start_daemon(host: LabHost, *options: str, log_level: str = "info") -> None:
     """Starts `swarmd` of the host, with further `options`, and waits until it answers on its socket."""
-    host.run_directory.mkdir(parents=True, exist_ok=True)
+    await wiring.provide_run_directory(host.run_directory)
     host.state_directory.mkdir(parents=True, exist_ok=True)
     arguments = [
         sys.executable, "-m", "agent.main",

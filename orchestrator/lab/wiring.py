@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 FORWARDING_BEFORE = "forwarding-before"
+RUN_BYTES = 256 << 20  # of a host's run directory, at most
 _THERE_ALREADY = (errno.EEXIST,)
 _GONE_ALREADY = (errno.ENOENT, errno.ENODEV)
 
@@ -201,6 +202,13 @@ def _delete_namespace(namespace: str) -> None:
 
     if namespace_exists(namespace):
         netns.remove(namespace)
+
+
+async def provide_run_directory(directory: Path) -> None:
+    """A host's /run is memory, which goes when the host does; so is that of a lab's host. One that is in use stays as it is."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not any(directory.iterdir()) and str(directory) not in mounts_below(directory):
+        await process.run(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={RUN_BYTES}", "tmpfs", directory])
 
 
 async def unmount_below(*directories: Path) -> None:

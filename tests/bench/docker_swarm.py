@@ -61,7 +61,8 @@ class DockerSwarm:
             (rootfs / program).symlink_to("busybox")
         for i in range(1, HOSTS + 1):
             namespace, directory = f"{PREFIX}{i}", self._directory / str(i)
-            directory.mkdir()
+            (directory / "exec").mkdir(parents=True)
+            _run("mount", "-t", "tmpfs", "tmpfs", str(directory / "exec"))  # as /run is, and as the other subject's
             _run("ip", "netns", "add", namespace)
             _run("ip", "link", "add", f"{PREFIX}u{i}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
             _run("ip", "link", "set", f"{PREFIX}u{i}", "netns", switch)
