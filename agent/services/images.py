@@ -55,9 +55,21 @@ class ImagesService(ImagesServicer):
         """Pushes where that is wanted, and ends with what the first reference is now."""
         if push:
             for reference in references:
-                async for line in self._images.push(reference):
-                    yield node.ImageProgress(line=line)
+                async for message in self._pushed(reference):
+                    yield message
         yield await self._named(references[0])
+
+    async def _pushed(self, reference: str, auth: str = "") -> AsyncIterator[node.ImageProgress]:
+        """What is said of a push, at last the digest in the registry: of compressed layers, so another than here."""
+        digest = ""
+        async for line in self._images.push(reference, auth):
+            if digest:
+                yield node.ImageProgress(line=digest)
+            digest = line
+        image = await self._images.ensure(reference)
+        yield node.ImageProgress(
+            line=f"pushed {image.reference}@{digest}", image_id=image.id, digest=digest, reference=image.reference
+        )
 
     async def _named(self, reference: str) -> node.ImageProgress:
         image = await self._images.ensure(reference)
@@ -69,9 +81,8 @@ class ImagesService(ImagesServicer):
         yield await self._named(request.reference)
 
     async def Push(self, request: node.ImageRequest, context: Any) -> AsyncIterator[node.ImageProgress]:
-        async for line in self._images.push(request.reference, request.registry_auth):
-            yield node.ImageProgress(line=line)
-        yield await self._named(request.reference)
+        async for message in self._pushed(request.reference, request.registry_auth):
+            yield message
 
     async def List(self, request: node.ListImagesRequest, context: Any) -> node.ListImagesResponse:
         return node.ListImagesResponse(

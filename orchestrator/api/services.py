@@ -61,6 +61,11 @@ def update_service(
 
 def scaled_spec(service: types_pb2.Service, spec: types_pb2.ServiceSpec) -> types_pb2.ServiceSpec:
     """The service's own spec with the replicas of `spec`: what an update without a version may change."""
+    if service.spec.mode.HasField("global") and spec.mode.HasField("replicated"):
+        raise InvalidArgument(
+            f'service "{service.spec.name}" is global: it has one task on each node and no number of replicas; '
+            "constraints say on which nodes"
+        )
     if not service.spec.mode.HasField("replicated") or not spec.mode.HasField("replicated"):
         raise InvalidArgument(
             f'version: an update of service "{service.spec.name}" must name the version that it read; '

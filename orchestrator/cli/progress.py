@@ -29,6 +29,7 @@ from orchestrator.cli.task_words import problem_of, task_label
 if TYPE_CHECKING:
     from swarm.v1.control_pb2_grpc import ControlStub
 
+DEFAULT_MONITOR = 5.0  # seconds that the managers watch an updated task for where the service does not say
 APPEAR_TIMEOUT = 5.0  # seconds until every manager must know a service that one of them has just created
 _FAILED_UPDATES = {
     types.UPDATE_STATE_PAUSED: "the update of service {name} is paused",
@@ -108,6 +109,22 @@ class Tracker:
     def summary(self) -> str:
         done, desired = self.counts
         return f"overall progress: {done} out of {words.plural(desired, 'task')}"
+
+    def remark(self) -> str:
+        """What is still waited for where every task runs; empty where some do not, or nothing is waited for."""
+        done, desired = self.counts
+        if self.latest is None or self.outcome is not Outcome.WAITING or done != desired:
+            return ""
+        service = self.latest.summary.service
+        policies = {
+            types.UPDATE_STATE_UPDATING: service.spec.update,
+            types.UPDATE_STATE_ROLLBACK_STARTED: service.spec.rollback,
+        }
+        policy = policies.get(service.update_status.state)
+        if policy is None:
+            return ""  # a second, in which programs end that end right after their start
+        watched = policy.monitor.seconds + policy.monitor.nanos / 1e9 if policy.HasField("monitor") else DEFAULT_MONITOR
+        return f"verify: watching the new tasks for failure, each for {words.duration(watched)}" if watched else ""
 
 
 def _done(task: types.Task, service: types.Service) -> bool:
@@ -226,14 +243,16 @@ class _Lines(_Display):
     """For a pipe: a line for each change."""
 
     def __init__(self) -> None:
-        self._last = ""
+        self._last: tuple[str, ...] = ()
 
     def show(self, tracker: Tracker) -> None:
-        text = tracker.summary()
-        if tracker.latest is not None and text != self._last:
-            output.line(text)
-            sys.stdout.flush()
-            self._last = text
+        if tracker.latest is None:
+            return
+        for text in filter(None, (tracker.summary(), tracker.remark())):
+            if text not in self._last:
+                output.line(text)
+        sys.stdout.flush()
+        self._last = (tracker.summary(), tracker.remark())
 
     def problem(self, text: str) -> None:
         output.note(text)
@@ -269,7 +288,8 @@ class _Live(_Display):
         from rich.text import Text
 
         lines = [Text(tracker.summary(), style="bold")]
-        lines.extend(Text(text, style=style) for text, style in task_lines(tracker, self._console.height - 3))
+        lines.extend(Text(text, style=style) for text, style in task_lines(tracker, self._console.height - 4))
+        lines.extend([Text(tracker.remark())] if tracker.remark() else [])
         return Text("\n").join(lines)
 
 

@@ -213,7 +213,9 @@ class _Guard(grpc.aio.ServerInterceptor):
             if key != FORWARDED_PEER_KEY:
                 continue
             if caller.role is not Role.MANAGER:
-                raise PermissionDenied(f"{caller.name!r} is no manager and may not speak for others")
+                raise PermissionDenied(
+                    f"{caller.name!r} is no manager and may not speak for others; ask another manager"
+                )
             role, _, name = (value.decode() if isinstance(value, bytes) else value).partition(" ")
             try:
                 return Peer(unquote(name), Role(role), caller.cluster_id, caller.expires_at, caller.issued_at)
@@ -279,7 +281,9 @@ class _Guard(grpc.aio.ServerInterceptor):
         caller = self._as_it_is(peers[0])
         if caller is not peers[0]:
             if len(peers) > 1:
-                raise PermissionDenied(f"{caller.name!r} is no manager any more and may not speak for others")
+                raise PermissionDenied(
+                    f"{caller.name!r} is no manager any more and may not speak for others; ask another manager"
+                )
             authorize(method, caller)
 
     def _still_welcome(self, peers: tuple[Peer, ...]) -> None:

@@ -177,6 +177,7 @@ class FakeImages:
     async def push(self, reference: str, auth: str = "") -> AsyncIterator[str]:
         self.calls.append(f"push {reference}")
         yield f"pushing {reference}"
+        yield "sha256:in-the-registry"
 
     async def images(self) -> list[StoredImage]:
         return []

@@ -71,9 +71,17 @@ async def test_a_build_unpacks_its_context_builds_pushes_and_leaves_nothing(tmp_
             None,
         )
     )
-    assert images.calls == ["build ['Containerfile', 'app'] ['web']", "push web", "ensure web"]
+    assert images.calls == ["build ['Containerfile', 'app'] ['web']", "push web", "ensure web", "ensure web"]
+    assert answers[-2].line == "pushed docker.io/library/web:latest@sha256:in-the-registry"
     assert answers[-1].digest == "sha256:digest"
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+async def test_a_push_names_the_digest_that_others_can_pull(tmp_path: Path) -> None:
+    serve, _ = service(tmp_path)
+    answers = await collected(serve.Push(node.ImageRequest(reference="web"), None))
+    assert answers[0].line == "pushing web"
+    assert (answers[-1].reference, answers[-1].digest) == ("docker.io/library/web:latest", "sha256:in-the-registry")
 
 
 @pytest.mark.parametrize(

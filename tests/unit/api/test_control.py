@@ -216,6 +216,14 @@ async def test_scaling_needs_no_version_and_changes_nothing_else(api: Api) -> No
         await scale(api, "web", 20_001)
 
 
+async def test_a_global_service_has_no_scale(api: Api) -> None:
+    spec = web()
+    getattr(spec.mode, "global").SetInParent()
+    await create(api, spec)
+    with pytest.raises(InvalidArgument, match='service "web" is global: it has one task on each node'):
+        await scale(api, "web", 5)
+
+
 async def test_a_service_keeps_its_name_and_mode(api: Api) -> None:
     service = (await create(api, web())).service
     spec = copy_of(service).spec

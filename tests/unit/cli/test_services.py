@@ -126,6 +126,23 @@ def test_create_prints_the_id_and_waits_until_converged(script: Script, swarmctl
     assert script.only("WatchService").reference == ID
 
 
+def test_a_wait_for_tasks_that_run_already_says_what_for(script: Script, swarmctl: Run) -> None:
+    updating = types.UpdateStatus(state=types.UPDATE_STATE_UPDATING)
+    watched = progress(3, False, version=9, update_status=updating)
+    slower = progress(3, False, version=9, update_status=updating)
+    slower.summary.service.spec.update.monitor.seconds = 90
+    script.answers["GetService"] = control.GetServiceResponse(summary=summary())
+    script.answers["UpdateService"] = control.UpdateServiceResponse(service=service(version=9))
+    script.answers["WatchService"] = [watched, watched, slower, progress(3, True, version=9)]
+    assert swarmctl("service", "update", "--image", "nginx:2", "web").lines == [
+        "web",
+        "overall progress: 3 out of 3 tasks",
+        "verify: watching the new tasks for failure, each for 5s",
+        "verify: watching the new tasks for failure, each for 1m30s",
+        "verify: Service web converged",
+    ]
+
+
 def test_create_detached_does_not_wait(script: Script, swarmctl: Run) -> None:
     script.answers["CreateService"] = control.CreateServiceResponse(service=service())
     assert swarmctl("service", "create", "-d", "nginx").lines == [ID]
