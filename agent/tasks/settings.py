@@ -6,13 +6,13 @@ where volumes and the written `/etc` files lie is handed in.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.clock import seconds_of
 from swarm.errors import InvalidArgument
+from swarm.signals import parse_signal
 from swarm.v1 import types_pb2 as types
 
 from agent.images.interface import ImageConfig
@@ -35,22 +35,6 @@ def grace_period(container: types.ContainerSpec) -> float:
 def stop_signal(container: types.ContainerSpec, image: ImageConfig | None) -> int:
     """The signal's number: the service's, else the image's, else SIGTERM. Raises InvalidArgument for an unknown name."""
     return parse_signal(container.stop_signal or (image.stop_signal if image else "") or "SIGTERM")
-
-
-def parse_signal(text: str) -> int:
-    """ "SIGTERM", "TERM", "15", "SIGRTMIN+3" → number."""
-    name = text.strip().upper()
-    try:
-        if name.isdigit():
-            number = int(name)
-            if 0 < number <= signal.SIGRTMAX:
-                return number
-        else:
-            base, _, offset = name.removeprefix("SIG").partition("+")
-            return int(signal.Signals["SIG" + base]) + (int(offset) if offset else 0)
-    except (KeyError, ValueError):
-        pass
-    raise InvalidArgument(f"{text!r} is not a signal; use a name as SIGTERM or a number")
 
 
 # ------------------------------------------------------------------------------------------------------------ health

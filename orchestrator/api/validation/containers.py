@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import signal
 from collections.abc import Sequence
 
 from swarm.errors import InvalidArgument
 from swarm.references import parse_image_reference
+from swarm.signals import parse_signal
 from swarm.v1 import types_pb2
 
 from orchestrator.api.validation.fields import (
@@ -25,10 +25,9 @@ MAX_TEXT = 128 << 10  # of one argument or variable: Linux's own bound
 SHORTEST_HEALTH_DURATION = 0.001  # seconds
 MAX_TMPFS_MODE = 0o7777
 MAX_HOST_NAME = 63
+MAX_USER = 256  # characters of a user's or group's name
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HOST_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*")
-_SIGNALS = frozenset(signal_.name.removeprefix("SIG") for signal_ in signal.Signals)
-_HIGHEST_SIGNAL = 64
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CAPABILITY = re.compile(r"(?i)(cap_)?[a-z_]+|all")
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_*-]+)+")
@@ -69,23 +68,22 @@ def _check_process(field: str, spec: types_pb2.ContainerSpec) -> None:
     if spec.directory and not spec.directory.startswith("/"):
         raise refuse(f"{field}.directory", f"{spec.directory!r} must be an absolute path in the container")
     check_text(f"{field}.directory", spec.directory)
-    check_text(f"{field}.user", spec.user, maximum=256)
-    if any(character.isspace() for character in spec.user) or spec.user.count(":") > 1:
+    check_text(f"{field}.user", spec.user, maximum=MAX_USER)
+    if not spec.user.isprintable() or any(character.isspace() for character in spec.user) or spec.user.count(":") > 1:
         raise refuse(f"{field}.user", f"{spec.user!r} is not USER or USER:GROUP")
+    check_count(f"{field}.groups", len(spec.groups), MAX_ENTRIES)
+    for group in spec.groups:
+        if not group.isprintable() or not 0 < len(group) <= MAX_USER or any(map(str.isspace, group)) or ":" in group:
+            raise refuse(f"{field}.groups", f"{group[:80]!r} is not a group; write a name or a number")
     if spec.stop_signal:
         _check_signal(f"{field}.stop_signal", spec.stop_signal)
 
 
 def _check_signal(field: str, name: str) -> None:
-    number_or_name = name.upper().removeprefix("SIG")
-    if number_or_name.isdecimal():
-        known = 1 <= int(number_or_name) <= _HIGHEST_SIGNAL
-    else:
-        known = number_or_name.partition("+")[0].partition("-")[0] in _SIGNALS
-    if not known:
-        raise refuse(
-            field, f"{name!r} is not a signal; write a name as SIGTERM or a number from 1 to {_HIGHEST_SIGNAL}"
-        )
+    try:
+        parse_signal(name)
+    except InvalidArgument as error:
+        raise refuse(field, str(error)) from None
 
 
 def _check_environment(field: str, env: Sequence[str]) -> None:
@@ -165,7 +163,7 @@ def _check_names(field: str, spec: types_pb2.ContainerSpec) -> None:
         if domain != "." and not _HOST_NAME.fullmatch(domain.strip(".").replace("_", "-")):
             raise refuse(f"{field}.dns.search", f"{domain!r} is not a domain")
     for option in spec.dns.options:
-        if not option or any(character.isspace() for character in option):
+        if not option.isprintable() or not option or any(character.isspace() for character in option):
             raise refuse(f"{field}.dns.options", f"{option!r} is not a resolver option")
 
 

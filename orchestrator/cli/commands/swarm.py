@@ -204,7 +204,7 @@ def join_token(
 def leave(
     context: typer.Context,
     force: Annotated[
-        bool, typer.Option("--force", "-f", help="Even if this is a manager: the swarm loses its vote")
+        bool, typer.Option("--force", "-f", help="Even if the swarm loses its quorum, or itself")
     ] = False,
 ) -> None:
     """Take this host out of its swarm."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from swarm.clock import ManualClock, duration
 from swarm.errors import DeadlineExceeded, InvalidArgument
+from swarm.signals import parse_signal
 from swarm.v1 import types_pb2 as types
 
 from agent.images.interface import ImageConfig
@@ -78,15 +79,17 @@ def test_a_mounted_hosts_file_is_the_users() -> None:
     assert [mount for mount in made if mount.target == "/etc/hosts"] == [BindMount(Path("/my/hosts"), "/etc/hosts")]
 
 
-@pytest.mark.parametrize(("text", "number"), [("SIGTERM", 15), ("kill", 9), ("9", 9), ("SIGRTMIN+3", 37)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("SIGTERM", 15), ("kill", 9), ("9", 9), ("SIGRTMIN+3", 37), ("rtmax-2", 62)]
+)
 def test_signals(text: str, number: int) -> None:
-    assert settings.parse_signal(text) == number
+    assert parse_signal(text) == number
 
 
 @pytest.mark.parametrize("text", ["SIGNOPE", "0", "1000", "", "SIGTERM+x"])
 def test_what_is_no_signal_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
-        settings.parse_signal(text)
+        parse_signal(text)
 
 
 def test_the_services_health_check_overrides_the_images() -> None:

@@ -131,9 +131,15 @@ BAD_SERVICES: list[tuple[Spoil, str]] = [
     (setting("task.container.env", ["A=\0"]), "NUL character"),
     (setting("task.container.directory", "work"), "task.container.directory: 'work' must be an absolute path"),
     (setting("task.container.user", "a b"), "not USER or USER:GROUP"),
+    (setting("task.container.user", "a\x1bb"), "not USER or USER:GROUP"),
+    (setting("task.container.groups", ["a\nb"]), "groups: 'a.nb' is not a group"),
+    (setting("task.container.groups", ["wheel", ""]), "groups: '' is not a group"),
+    (setting("task.container.dns.options", ["a\x1bb"]), "is not a resolver option"),
     (setting("task.container.hostname", "a_b"), "task.container.hostname: 'a_b' is not a host name"),
     (setting("task.container.stop_signal", "SIGNONE"), "task.container.stop_signal: 'SIGNONE' is not a signal"),
     (setting("task.container.stop_signal", "65"), "not a signal"),
+    (setting("task.container.stop_signal", "TERM+9999999"), "not a signal"),
+    (setting("task.container.stop_signal", "SIGRTMIN+99"), "not a signal"),
     (setting("task.container.stop_grace_period", seconds(-1)), "stop_grace_period: -1 s is negative"),
     (setting("task.container.hosts", ["web 1.2.3.4"]), "is not `ADDRESS NAME`"),
     (setting("task.container.dns.nameservers", ["ns1"]), "'ns1' is not an IP address"),
@@ -220,6 +226,7 @@ def test_a_service_with_everything_passes() -> None:
     container.health.interval.CopyFrom(seconds(1))
     container.stop_signal = "SIGRTMIN+3"
     container.user = "1000:1000"
+    container.groups.extend(["wheel", "1001"])
     container.ulimits.add(name="nofile", soft=1024, hard=-1)
     container.sysctls["net.core.somaxconn"] = "1024"
     container.capabilities_add.extend(["NET_ADMIN", "CAP_CHOWN", "ALL"])
