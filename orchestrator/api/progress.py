@@ -39,14 +39,23 @@ def current_tasks(snapshot: Snapshot, service_id: str) -> Iterator[tuple[SlotKey
 
 
 def summarize(snapshot: Snapshot, service: types_pb2.Service) -> control_pb2.ServiceSummary:
-    """Desired, running and healthy tasks."""
-    live = [task for _, task in current_tasks(snapshot, service.id) if is_live(task)]
+    """Desired, running and healthy tasks. What a lost node last said of its tasks is no evidence that they run."""
+    live = [
+        task
+        for _, task in current_tasks(snapshot, service.id)
+        if is_live(task) and not _is_lost(snapshot, task.node_id)
+    ]
     return control_pb2.ServiceSummary(
         service=service,
         desired=_desired(snapshot, service),
         running=sum(task.status.state == types_pb2.TASK_STATE_RUNNING for task in live),
         healthy=sum(is_healthy(task) for task in live),
     )
+
+
+def _is_lost(snapshot: Snapshot, node_id: str) -> bool:
+    node = snapshot.nodes.get(node_id)
+    return node is not None and node.status.state == types_pb2.NODE_STATE_DOWN
 
 
 def _desired(snapshot: Snapshot, service: types_pb2.Service) -> int:

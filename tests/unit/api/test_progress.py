@@ -130,6 +130,16 @@ def test_a_global_service_wants_a_task_on_each_node_that_qualifies() -> None:
     assert not has_converged(snapshot(subject, *nodes), subject)
 
 
+def test_tasks_of_a_lost_node_are_not_counted_as_running() -> None:
+    subject = service()
+    getattr(subject.spec.mode, "global").SetInParent()
+    tasks = [task("a", 0, node="n1"), task("b", 0, node="n2")]
+    summary = summarize(snapshot(subject, node("n1"), node("n2", state=types_pb2.NODE_STATE_DOWN), *tasks), subject)
+    assert (summary.desired, summary.running, summary.healthy) == (1, 1, 1)
+    both = summarize(snapshot(subject, node("n1"), node("n2"), *tasks), subject)
+    assert (both.desired, both.running, both.healthy) == (2, 2, 2)
+
+
 def test_a_task_of_another_revision_with_the_same_words_is_current() -> None:
     """An update that was taken back by the next one: nothing is replaced, so nothing else can be waited for."""
     same, other = types_pb2.ServiceSpec(task=web().task), types_pb2.ServiceSpec(task=web(image="other").task)
