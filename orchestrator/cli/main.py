@@ -82,7 +82,7 @@ GROUPS: dict[str, Group] = {
             "join-token": Entry("swarm:join_token", "Show or rotate join tokens"),
             "leave": Entry("swarm:leave", "Take this host out of its swarm"),
             "update": Entry("swarm:update", "Change settings of the swarm"),
-            "recover": Entry("recovery:recover", "Go on with this manager alone after the others were lost for good"),
+            "recover": Entry("recovery:recover", "Go on with this manager alone: the others are lost"),
             "snapshot": Entry("snapshots:app", "Save, inspect and restore the state of the swarm"),
             "ca": Entry("swarm:ca", "Print the certificate of the swarm's authority"),
         },

@@ -271,7 +271,11 @@ def _change_ports(spec: types.ServiceSpec, flags: UpdateFlags) -> None:
         for pattern in ports.patterns(text):
             left = [port for port in kept if not pattern.matches(port)]
             if len(left) == len(kept):
-                raise FailedPrecondition(f"--publish-rm {text}: the service does not publish this port")
+                published = ", ".join(f"{port.published_port or '*'}:{port.target_port}" for port in kept)
+                raise FailedPrecondition(
+                    f"--publish-rm {text}: the service publishes no port of its containers like that"
+                    + (f"; write one of {published}, or its target alone" if published else "")
+                )
             kept = left
     for text in flags.publish_add or ():
         for port in ports.published(text, "--publish-add"):

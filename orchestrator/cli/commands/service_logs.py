@@ -15,8 +15,8 @@ from swarm.clock import timestamp
 from swarm.errors import InvalidArgument
 from swarm.v1 import control_pb2 as control
 
-from orchestrator.cli import output
-from orchestrator.cli.invocation import Service, session
+from orchestrator.cli import completion, output
+from orchestrator.cli.invocation import session
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.messages import rfc3339
 from orchestrator.cli.parsing.quantities import count, duration
@@ -42,7 +42,14 @@ class LogFlags:
 
 
 @takes(LogFlags)
-def logs(context: typer.Context, service: Service, *, options: LogFlags) -> None:
+def logs(
+    context: typer.Context,
+    service: Annotated[
+        str, typer.Argument(metavar="SERVICE|TASK", help="Name or id", autocompletion=completion.services)
+    ],
+    *,
+    options: LogFlags,
+) -> None:
     """Show the output of a service, or of one task."""
     now = time.time()
     tail = -1 if options.tail == "all" else count(options.tail, "--tail")

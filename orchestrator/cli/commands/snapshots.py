@@ -82,8 +82,10 @@ def restore(
     advertise_addr: Advertise = "",
     listen_addr: Listen = "",
 ) -> None:
-    """Found a swarm of one manager, this host, with the state of a snapshot. Its workers find it at the address of one of
-    the managers that they know."""
+    """Found a swarm on this host from a snapshot.
+
+    This host is its one manager. Its workers find it at the address of one of the managers that they know.
+    """
     caller = session(context).local()
     state = caller.call(lambda stub: stub.GetState, node.GetStateRequest())
     if state.node_id and not force:

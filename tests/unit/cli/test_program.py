@@ -62,6 +62,17 @@ def test_usage_lines_are_written_as_everywhere(
     assert capsys.readouterr().out.splitlines()[0] == f"Usage: {usage}"
 
 
+@pytest.mark.parametrize("group", ["service", "node", "network", "image", "swarm", "swarm snapshot", "lab"])
+def test_no_line_of_a_groups_help_is_cut_off(
+    group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert program.run([*group.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Commands:" in shown
+    assert "..." not in shown
+
+
 def test_help_lists_groups_without_importing_them() -> None:
     code = (
         "import sys; from orchestrator.cli import main; main.run(['service', '--help']); "

@@ -301,7 +301,7 @@ def test_every_own_flag_of_update_has_a_case() -> None:
         assert flag in tested or name in ("rollback", "network_rm"), f"no case for {flag}"
 
 
-@pytest.mark.parametrize("words", [["--publish-rm", "81"], ["--network-rm", "net"]])
+@pytest.mark.parametrize("words", [["--publish-rm", "81"], ["--publish-rm", "8080"], ["--network-rm", "net"]])
 def test_removing_what_is_not_there_says_so(script: Script, swarmctl: Run, words: list[str]) -> None:
     summary = control.ServiceSummary(service=types.Service(id="x", spec=existing()))
     script.answers["GetService"] = control.GetServiceResponse(summary=summary)
@@ -309,4 +309,5 @@ def test_removing_what_is_not_there_says_so(script: Script, swarmctl: Run, words
     result = swarmctl("service", "update", *words, "web")
     assert result.code == 10
     assert words[0] in result.err
+    assert words[0] != "--publish-rm" or "write one of 8080:80, or its target alone" in result.err
     assert not script.asked("UpdateService")
