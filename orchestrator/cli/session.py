@@ -99,6 +99,13 @@ class Session:
                 "there is no swarm on this host: swarmd does not run here. Start it, name a manager with --host, "
                 "or try a lab with `swarmctl lab up`"
             )
+        if self._places.lab and not self._places.host and any(one.state == "active" for one in states):
+            # Not the word of one host: nobody asked for that one.
+            starting = any(one.control_socket for one in states)
+            return Unavailable(
+                f"no manager of the lab {self._places.lab!r} is running"
+                + (" yet; repeat in a moment" if starting else "; `swarmctl lab up` starts what is dead")
+            )
         return _membership(next((one for one in states if one.state != "inactive"), states[0]))
 
 

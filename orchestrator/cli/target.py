@@ -35,11 +35,12 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Places:
-    """Where to knock, in order. `lab` is the lab's name where it is one."""
+    """Where to knock, in order. `lab` is the lab's name where it is one, `host` that of the only host that was meant."""
 
     control: tuple[Endpoint, ...]
     daemons: tuple[Endpoint, ...]
     lab: str = ""
+    host: str = ""
     remote: bool = False  # over the network
 
 
@@ -130,7 +131,7 @@ def _lab(lab_directory: Path, name: str, node: str | None) -> Places:
         places = _host(str(one.get("name")), Path(str(one.get("run_dir"))))
         control.extend(places.control)
         daemons.extend(places.daemons)
-    return Places(tuple(control), tuple(daemons), lab=name)
+    return Places(tuple(control), tuple(daemons), lab=name, host=node or "")
 
 
 def _read_lab(path: Path, name: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from swarm.errors import (
     InvalidArgument,
     NotFound,
     OutcomeUnknown,
+    SwarmError,
     Unavailable,
 )
 from swarm.v1 import control_pb2 as control
@@ -203,6 +204,22 @@ def test_a_host_without_a_manager_says_why(serve: Serve, answer: Any, kind: type
     places = Target().find(run_directory=served.directory)
     with pytest.raises(kind, match=sentence):
         Session(places).control()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (state(state="active", managers=["10.0.0.1:2378"]), "no manager of the lab 'x' is running; `swarmctl lab up`"),
+        (state(state="active", control_socket="/x"), "no manager of the lab 'x' is running yet; repeat"),
+    ],
+)
+def test_a_lab_without_a_manager_does_not_speak_of_one_host(serve: Serve, answer: Any, sentence: str) -> None:
+    served = serve(Script({"GetState": answer}), control=False, daemon=True)
+    daemons = (Endpoint("w1", str(served.directory / "swarmd.sock")),)
+    with pytest.raises(Unavailable, match=sentence):
+        Session(Places((), daemons, lab="x")).control()
+    with pytest.raises(SwarmError, match="this host"):
+        Session(Places((), daemons, lab="x", host="w1")).control()
 
 
 def test_without_anything_there_is_no_swarm() -> None:
