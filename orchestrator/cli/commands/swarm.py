@@ -203,9 +203,7 @@ def join_token(
 
 def leave(
     context: typer.Context,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Even if the swarm loses its quorum, or itself")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Even if the swarm loses its quorum, or itself")] = False,
 ) -> None:
     """Take this host out of its swarm."""
     caller = session(context).local()
