@@ -58,7 +58,7 @@ def pull(context: typer.Context, images: Images, creds: Credentials = None, quie
     def pull_one(reference: str) -> None:
         request = node.ImageRequest(reference=reference, registry_auth=registry_auth(reference, creds))
         last = show(caller.stream(lambda stub: stub.Pull, lambda: request, timeout=TRANSFER_TIMEOUT), quiet)
-        output.line(f"{last.reference or reference}{f'@{last.digest}' if last.digest else ''}")
+        output.line(pinned(last.reference or reference, last.digest))
 
     for_each(images, pull_one)
 
@@ -70,9 +70,14 @@ def push(context: typer.Context, images: Images, creds: Credentials = None, quie
     def push_one(reference: str) -> None:
         request = node.ImageRequest(reference=reference, registry_auth=registry_auth(reference, creds))
         last = show(caller.stream(lambda stub: stub.Push, lambda: request, timeout=TRANSFER_TIMEOUT), quiet)
-        output.line(f"{last.reference or reference}{f'@{last.digest}' if last.digest else ''}")
+        output.line(pinned(last.reference or reference, last.digest))
 
     for_each(images, push_one)
+
+
+def pinned(reference: str, digest: str) -> str:
+    """The reference with the digest, unless it has one already."""
+    return f"{reference}@{digest}" if digest and "@" not in reference else reference
 
 
 def registry_auth(reference: str, creds: str | None, home: Path | None = None) -> str:

@@ -136,6 +136,11 @@ def test_pull_push_rm(script: Script, swarmctl: Run) -> None:
     assert (result.code, result.out) == (3, "sha256:b\n")
 
 
+def test_a_pull_by_digest_names_it_once(script: Script, swarmctl: Run) -> None:
+    script.answers["Pull"] = [node.ImageProgress(image_id="sha256:a", digest="sha256:d", reference="r/web@sha256:d")]
+    assert swarmctl("image", "pull", "web@sha256:d").out == "r/web@sha256:d\n"
+
+
 def test_import_load_save(script: Script, swarmctl: Run, tmp_path: Path) -> None:
     archive = tmp_path / "root.tar"
     archive.write_bytes(b"x" * (3 << 20))
