@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from pathlib import Path
 
 import pytest
 from swarm.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -17,6 +19,13 @@ def test_a_plan_names_managers_first_and_counts_addresses_from_one() -> None:
     ]  # fmt: skip
     assert [host.address for host in layout.hosts] == [f"198.18.0.{n}" for n in range(1, 6)]
     assert layout.registry == "198.18.0.253:5000"
+
+
+def test_the_readme_shows_the_addresses_of_a_first_lab() -> None:
+    shown = re.findall(r"198\.18\.\d+\.\d+", (Path(__file__).resolve().parents[3] / "README.md").read_text())
+    subnet = plan("t", 3, 2, []).subnet
+    assert shown
+    assert [address for address in shown if ipaddress.IPv4Address(address) not in subnet] == []
 
 
 def test_a_second_lab_takes_the_next_free_subnet() -> None:
