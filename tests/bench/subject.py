@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-POLL_PERIOD = 0.05
+POLL_PERIOD = 0.02
 TIMEOUT = 120.0
 
 
