@@ -155,8 +155,7 @@ class _Link:
             self._call = None
 
     def _channel_with(self, tls: TlsMaterial) -> grpc.Channel:
-        """One channel serves all attempts, and gRPC dials again by itself; a renewed certificate needs a new one. (Channels
-        that are closed while they dial, again and again, have been seen to crash gRPC's own threads.)"""
+        """One channel serves all attempts, and gRPC dials again by itself; a renewed certificate needs a new one."""
         if self._channel is None or tls != self._tls:
             self._close_channel()
             self._tls, self._channel = tls, open_blocking_channel(self.node.address, tls, self.node.id)

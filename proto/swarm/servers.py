@@ -32,6 +32,7 @@ from swarm.streams import Pumped
 
 log = logging.getLogger(__name__)
 
+_RENEWAL_PAUSE = 0.05  # seconds; see _Certificates
 REVOCATION_CHECK_PERIOD = 1.0  # seconds between looks at whether a stream's caller is still a member
 # "ROLE NAME": set by a manager that forwards a call; believed of managers only.
 FORWARDED_PEER_KEY = "swarm-forwarded-peer"
@@ -99,15 +100,11 @@ class RpcServer:
         Returns the bound port. Raises InternalError where the address is taken.
         """
         anonymous = self._guard.anonymous
-
-        def configuration() -> grpc.ServerCertificateConfiguration:
-            tls = source()
-            return grpc.ssl_server_certificate_configuration(
-                [(tls.key, tls.certificate)], root_certificates=None if anonymous else tls.ca
-            )
-
+        certificates = _Certificates(source, with_clients=not anonymous)
         credentials = grpc.dynamic_ssl_server_credentials(
-            configuration(), configuration, require_client_authentication=not anonymous
+            certificates.first(),
+            certificates.renewed,  # type: ignore[arg-type]  # the stubs do not know of None
+            require_client_authentication=not anonymous,
         )
         return self._bound(address, lambda: self._server.add_secure_port(address, credentials))
 
@@ -143,6 +140,36 @@ class RpcServer:
         await self._server.stop(grace)
         for path in self._sockets:
             path.unlink(missing_ok=True)
+
+
+class _Certificates:
+    """What a server shows at each new connection, on gRPC's own threads.
+
+    A configuration is given only when it differs from the one before. gRPC replaces and frees what handshakes are made
+    with whenever it is given one, and a handshake on another thread may be just between asking and taking its share of
+    the old: given one at each connection, a few hundred connections at once crash the process. When it does change, the
+    pause (gRPC asks one connection at a time) leaves those that have asked the time to take theirs.
+    """
+
+    def __init__(self, source: Callable[[], TlsMaterial], *, with_clients: bool) -> None:
+        self._source = source
+        self._with_clients = with_clients
+        self._shown = source()
+
+    def first(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(self._shown.key, self._shown.certificate)],
+            root_certificates=self._shown.ca if self._with_clients else None,
+        )
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """None: as before."""
+        tls = self._source()
+        if tls == self._shown:
+            return None
+        time.sleep(_RENEWAL_PAUSE)
+        self._shown = tls
+        return self.first()
 
 
 class _Guard(grpc.aio.ServerInterceptor):
