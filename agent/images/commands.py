@@ -32,6 +32,7 @@ from swarm.errors import (
 from swarm.identity import TlsFiles, write_atomically
 from swarm.process import kill_group, missing_program
 
+from agent.disk import MAKE_ROOM
 from agent.images.reference import PUBLIC_REGISTRY, Reference
 
 RETRY_OPTIONS = ("--retry", "2", "--retry-delay", "500ms")  # of one pull or push; who asks for it repeats it at leisure
@@ -272,7 +273,7 @@ def explain(subject: str, complaint: str) -> SwarmError:
     if "no space left on device" in lower or "disk quota exceeded" in lower:
         place = re.search(r"(/[^\s:\"]+): no space left", text)
         where = f" of {place[1]}" if place else ""
-        return ResourceExhausted(f"{subject}: the disk{where} is full; free some space, `swarmctl image prune` helps")
+        return ResourceExhausted(f"{subject}: the disk{where} is full; {MAKE_ROOM}")
     if any(sign in lower for sign in _NOT_FOUND):
         return NotFound(f"{subject} was not found; push it to that registry first, or check its name")
     if any(sign in lower for sign in _DENIED):

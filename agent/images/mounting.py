@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from swarm.errors import FailedPrecondition, InternalError, ResourceExhausted, SwarmError
+from swarm.errors import FailedPrecondition, InternalError, ResourceExhausted, SwarmError, is_disk_full
+
+from agent.disk import MAKE_ROOM
 
 CLONE_FS = 0x200  # from linux/sched.h
 MNT_DETACH = 2  # from sys/mount.h
@@ -103,8 +105,8 @@ def _unescape(text: str) -> str:
 
 def mount_error(error: OSError, place: Path) -> SwarmError:
     """The error for people."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image prune` helps")
+    if is_disk_full(error):
+        return ResourceExhausted(f"the disk of {place} is full; {MAKE_ROOM}")
     if error.errno in (errno.EINVAL, errno.ENODEV, errno.EPERM):
         return FailedPrecondition(f"an overlay filesystem cannot be mounted at {place}: {error.strerror}")
     return InternalError(f"the root filesystem at {place} cannot be made: {error}")

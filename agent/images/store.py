@@ -9,7 +9,6 @@ container's root filesystem are never removed, whoever asks.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import shutil
 import tempfile
@@ -19,9 +18,10 @@ from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from swarm.errors import InUse, InvalidArgument, NotFound, ResourceExhausted, SwarmError
+from swarm.errors import InUse, InvalidArgument, NotFound, ResourceExhausted, SwarmError, is_disk_full
 from swarm.identity import TlsFiles
 
+from agent.disk import MAKE_ROOM
 from agent.images import archives, registry
 from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, check_auth
 from agent.images.interface import Image, Pruned, StoredImage
@@ -412,6 +412,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _disk_error(error: OSError, place: Path) -> SwarmError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(f"the disk of {place} is full; free some space, `swarmctl image prune` helps")
+    if is_disk_full(error):
+        return ResourceExhausted(f"the disk of {place} is full; {MAKE_ROOM}")
     return InvalidArgument(f"{place} cannot be used: {error.strerror}")

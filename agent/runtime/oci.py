@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -27,9 +26,11 @@ from swarm.errors import (
     NotFound,
     ResourceExhausted,
     SwarmError,
+    is_disk_full,
 )
 from swarm.process import run
 
+from agent.disk import MAKE_ROOM
 from agent.runtime import cgroups, host, monitor, processes
 from agent.runtime.execution import execute
 from agent.runtime.interface import (
@@ -408,8 +409,6 @@ def _remove_tree(directory: Path) -> None:
 
 
 def _disk_error(error: OSError, place: Path) -> SwarmError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceExhausted(
-            f"the disk is full: {error.filename or place}; free some space, `swarmctl image prune` helps"
-        )
+    if is_disk_full(error):
+        return ResourceExhausted(f"the disk is full: {error.filename or place}; {MAKE_ROOM}")
     return InternalError(f"the container's files cannot be written: {error}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import shutil
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from swarm.errors import InvalidArgument, ResourceExhausted
+from swarm.errors import InvalidArgument, ResourceExhausted, is_disk_full
 
 if sys.version_info >= (3, 12):
     import tarfile
@@ -56,7 +55,7 @@ def _write(stream: BinaryIO, piece: bytes) -> None:
     try:
         stream.write(piece)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise ResourceExhausted(f"the disk is full: {stream.name}; free some space on this node") from error
         raise
 
@@ -79,6 +78,6 @@ def extract_context(archive: Path, directory: Path) -> None:
     except tarfile.TarError as error:
         raise InvalidArgument(f"the build context is not a tar archive: {error}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise ResourceExhausted("the disk is full; free some space on this node") from error
         raise InvalidArgument(f"the build context cannot be unpacked: {error}") from error

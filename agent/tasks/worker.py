@@ -8,7 +8,6 @@ worker – the agent process ends – leaves the container as it is.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import random
 import shutil
@@ -16,10 +15,11 @@ import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 
-from swarm.errors import NotFound, SwarmError
+from swarm.errors import NotFound, SwarmError, is_disk_full
 from swarm.retry import Backoff
 from swarm.v1 import types_pb2 as types
 
+from agent.disk import MAKE_ROOM
 from agent.session.cancellation import raise_if_cancelled
 from agent.tasks import events, health, preparation, settings
 from agent.tasks.events import Command, Event
@@ -293,8 +293,8 @@ class TaskWorker:
         except Exception as error:
             log.exception("task %s: a step failed unexpectedly", self.task_id)
             sentence = f"the node daemon failed unexpectedly ({type(error).__name__}: {error}); its log says more"
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                sentence = "the disk of this node is full; free some space, `swarmctl image prune` helps"
+            if is_disk_full(error):
+                sentence = f"the disk of this node is full; {MAKE_ROOM}"
             match self.machine.phase:
                 case events.Phase.PREPARING:
                     self.tell(events.PrepareFailed(sentence))

@@ -56,9 +56,7 @@ class MirrorDiff:
     network_nodes: dict[str, set[str]] = field(default_factory=dict)  # who is on the networks that changed
     programs_all: bool = False  # something in `everybody` belongs into the endpoint table
     joined: set[str] = field(default_factory=set)  # nodes that came onto a network
-    begin_serving: dict[wire.Key, str] = field(
-        default_factory=dict
-    )  # endpoints that were known and serve now → service
+    begin_serving: dict[wire.Key, str] = field(default_factory=dict)  # endpoints known before that serve now → service
 
     def concerned(self) -> set[str] | None:
         """The nodes that get something; None: all."""

@@ -43,8 +43,8 @@ class Outbox:
         self._ended = False
         self._wake = asyncio.Event()
         self._wake.set()
-        self._held = False  # all changes that are here may wait, and do
-        self._rest_until = 0.0  # of the event loop's time
+        self._pause: asyncio.TimerHandle | None = None  # after a message of changes that may wait
+        self._held = False  # all changes that are here may wait, and do: until the pause is over
 
     def resynchronise(self) -> None:
         """The agent gets its complete mirror next."""
@@ -60,23 +60,24 @@ class Outbox:
         if not may_wait:
             self._release()
         elif not self._changes:
-            self._hold()
+            self._send_or_hold()
         self._position = (epoch, index)
         self._changes.update(changes)
         self._size += sum(map(len, changes.values()))
         if self._size > LIMIT_BYTES:
             self.resynchronise()
 
-    def _hold(self) -> None:
-        loop = asyncio.get_running_loop()
-        wait = self._rest_until - loop.time()
-        if wait > 0:
+    def _send_or_hold(self) -> None:
+        if self._pause is not None:
             self._held = True
-            self._rest_until += PATIENCE
-            loop.call_later(wait, self._release)
-        else:
-            self._rest_until = loop.time() + PATIENCE
-            self._release()
+            return
+        self._pause = asyncio.get_running_loop().call_later(PATIENCE, self._pause_over)
+        self._release()
+
+    def _pause_over(self) -> None:
+        self._pause = None
+        if self._held:
+            self._send_or_hold()
 
     def _release(self) -> None:
         self._held = False
@@ -145,7 +146,7 @@ class Outbox:
             epoch, index, fragments = self._make_complete()  # what changes while it is made, it holds
             self._complete = False
             yield from wire.messages(fragments, epoch=epoch, index=index, complete=True)
-        elif self._changes and not (self._held and not self._watermark):
+        elif self._changes and (self._watermark or not self._held):
             self._held = False
             (epoch, index), changes = self._position, self._changes
             self._changes, self._size = {}, 0

@@ -7,14 +7,11 @@ is written, so that a full disk shows as `DiskFull` at a moment of our choosing 
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Protocol
 
-from swarm.errors import ResourceExhausted
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from swarm.errors import ResourceExhausted, is_disk_full
 
 
 class DiskFull(ResourceExhausted):
@@ -96,7 +93,7 @@ class LocalFile:
             self._descriptor = -1
 
     def _full(self, error: OSError) -> Exception:
-        if error.errno in _FULL:
+        if is_disk_full(error):
             return DiskFull(
                 f"the disk that holds {self._path.parent} is full; free some space, writes are accepted again then"
             )

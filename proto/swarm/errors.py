@@ -12,6 +12,7 @@ Exit codes are stable (documented in docs/exit-codes.md): 0 done, 1 internal, 2 
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import ClassVar
 
@@ -127,6 +128,11 @@ class OutcomeUnknown(SwarmError):
 
     status = grpc.StatusCode.UNKNOWN
     exit_code = 9
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a file system had no room, or a quota none left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _all_kinds() -> dict[str, type[SwarmError]]:
