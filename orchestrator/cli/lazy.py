@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_type_hints
 
 import typer
+from swarm.footprint import without
 from typer.core import TyperCommand, TyperGroup
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -44,7 +45,8 @@ def load(name: str, entry: Entry) -> Any:
     module, _, attribute = entry.target.partition(":")
     if "." not in module:
         module = f"orchestrator.cli.commands.{module}"
-    found = getattr(importlib.import_module(module), attribute)
+    with without("ssl"):  # asyncio would load it for gRPC, which has a TLS of its own; 8 ms
+        found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)  # unlike get_command, without flags to install completion
         group.name = name

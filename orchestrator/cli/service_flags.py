@@ -2,9 +2,9 @@
 
 A flag that was not given is None (or an empty list): creating then takes the default, updating leaves what is there. What
 the flags mean for a spec is in `service_specs`.
-"""
 
-from __future__ import annotations
+Annotations are evaluated with the class here, not kept as text: compiling a hundred of them anew costs each command 5 ms.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -45,7 +45,7 @@ class Timings:
 class CompactionPolicy:
     """When the log is replaced by a snapshot, and how much of it stays for members that are a little behind."""
 
-    entries: int = 20_000
+    entries: int = 40_000
     bytes: int = 16 << 20
     keep_entries: int = 4_000
     keep_bytes: int = 4 << 20

@@ -1,4 +1,5 @@
-"""How our daemons stay small: what their interpreters need not load, and what the C library shall not keep.
+"""How our programs stay small and quick to start: what their interpreters need not load, and what the C library shall not
+keep.
 
 `begin` is the first thing that a daemon does, before it imports asyncio. Measured figures are in docs/performance.md.
 """
@@ -6,10 +7,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -51,7 +52,7 @@ def begin(*, tls_listener: bool = False) -> None:
 
 def give_back() -> None:
     """Returns the free pages inside the heap to the system; under a millisecond where there are few. After a burst."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
@@ -59,8 +60,14 @@ def give_back() -> None:
 def _bound_heaps() -> None:
     """glibc gives each thread a heap of its own, and keeps what large blocks were freed; gRPC has many threads and little to
     keep in them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and no such heaps
+    mallopt = getattr(_c_library(), "mallopt", None)  # musl has none, and no such heaps
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def _c_library() -> Any:
+    import ctypes  # commands that only want `without` start sooner
+
+    return ctypes.CDLL(None)

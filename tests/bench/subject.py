@@ -1,5 +1,5 @@
 """What a cluster under measurement must offer, whoever made it. Commands go through the product's own command line,
-detached; observations through its own API, polled at the same period."""
+detached; observations through its own API, polled alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-POLL_PERIOD = 0.02
+# Pauses between two looks: a share of the time that has passed, so that looking errs by the same part for the quick and the
+# slow subject, and within bounds, so that looking does not become a load of its own.
+POLL_SHARE, POLL_MIN, POLL_MAX = 0.1, 0.02, 0.05
 TIMEOUT = 120.0
 
 
@@ -70,9 +72,10 @@ def wait(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> 
     """Seconds until `condition` holds. Raises Missed."""
     start = time.monotonic()
     while not condition():
-        if time.monotonic() - start > timeout:
+        passed = time.monotonic() - start
+        if passed > timeout:
             raise Missed(f"{what}: not within {timeout:g} s")
-        time.sleep(POLL_PERIOD)
+        time.sleep(min(max(passed * POLL_SHARE, POLL_MIN), POLL_MAX))
     return time.monotonic() - start
 
 
