@@ -61,6 +61,11 @@ class DataPlane(Protocol):
         counts. Raises SwarmError; a failed part is tried again with the next call."""
         ...
 
+    async def reserve(self, task_id: str) -> Path:
+        """A network namespace for the task with nothing in it yet, so that a container can be made in it while `attach` fills
+        it. The same one when asked again; `detach` removes it. Raises InternalError."""
+        ...
+
     async def attach(
         self,
         task_id: str,
@@ -71,8 +76,8 @@ class DataPlane(Protocol):
         dns: types.DnsConfig | None = None,
         sysctls: dict[str, str] | None = None,
     ) -> ContainerNetwork:
-        """A network namespace with an interface on each network, addresses, routes, virtual IPs and the resolver.
-        The networks must be part of the last applied view. On failure nothing stays behind."""
+        """Gives the task's namespace (reserved or not) an interface on each network, addresses, routes, virtual IPs and the
+        resolver. The networks must be part of the last applied view. On failure nothing stays behind."""
         ...
 
     async def detach(self, task_id: str) -> None:

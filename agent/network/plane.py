@@ -263,6 +263,14 @@ class LinuxDataPlane:
 
     # ------------------------------------------------------------------------------------------------------ containers
 
+    async def reserve(self, task_id: str) -> Path:
+        """See `DataPlane`."""
+        path = self._namespaces / task_id
+        if task_id not in self._attached:
+            with _as_swarm_error(f"task {task_id}: its network namespace cannot be made"):
+                await self._threads.run(task_kernel.reserve, self._tools, path)
+        return path
+
     async def attach(
         self,
         task_id: str,
@@ -337,6 +345,7 @@ class LinuxDataPlane:
         """See `DataPlane`."""
         attached = self._attached.pop(task_id, None)
         if attached is None:
+            await self._threads.run(namespaces.delete, self._namespaces / task_id)  # reserved only, or gone
             return
         async with attached.lock:
             (self._records / f"{task_id}.json").unlink(missing_ok=True)

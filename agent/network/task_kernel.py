@@ -51,18 +51,34 @@ class Tools:
     contexts: NftContexts
 
 
+def reserve(tools: Tools, path: Path) -> None:
+    """Makes the namespace, without any interface, where it is not there yet. Raises OSError."""
+    if namespaces.is_namespace(path):
+        return
+    try:
+        namespaces.create(path)
+        for name, value in NAMESPACE_SYSCTLS.items():
+            with contextlib.suppress(FileNotFoundError):
+                write_sysctl(name, value)
+    except BaseException:
+        namespaces.delete(path)
+        raise
+    finally:
+        tools.threads.leave()
+
+
 def build(tools: Tools, path: Path, wiring: Wiring, sysctls: Mapping[str, str], rules: str) -> None:
-    """Makes the namespace with everything in it. On failure nothing stays behind. Raises OSError and SwarmError."""
+    """Puts everything into the namespace, made where it was not reserved. On failure nothing stays behind. Raises OSError and
+    SwarmError."""
     for name in sysctls:
         if not _SYSCTL_NAME.fullmatch(name) or ".." in name:
             raise InvalidArgument(f'sysctl "{name}": only net.… can be set in a container\'s network')
     try:
-        namespaces.create(path)
-        with NetlinkSocket() as inner, tools.contexts.open() as nft:
-            for name, value in NAMESPACE_SYSCTLS.items():
-                with contextlib.suppress(FileNotFoundError):
-                    write_sysctl(name, value)
-            tools.threads.leave()
+        reserve(tools, path)
+        with contextlib.ExitStack() as sockets:
+            with tools.threads.inside(path):
+                inner = sockets.enter_context(NetlinkSocket())
+                nft = sockets.enter_context(tools.contexts.open())
             _join(path, wiring.interfaces)
             links = {link.name: link.index for link in rtnetlink.list_links(inner)}
             inner.execute(_inner_requests(wiring, links))

@@ -132,7 +132,8 @@ class TaskMachine:
         return self._resume_unstarted(event)
 
     def _resume_unstarted(self, event: Recovered) -> list[Command]:
-        if event.found is Found.CREATED and not is_stop(event.desired):
+        # A container is created while its network is still being made: only the record tells that all was ready.
+        if event.found is Found.CREATED and event.state >= types.TASK_STATE_READY and not is_stop(event.desired):
             if event.state >= types.TASK_STATE_STARTING:
                 return self._start()
             return self._on_prepared(Prepared("", event.has_health))

@@ -37,30 +37,51 @@ async def prepare(
     task: types.Task, spec: types.ServiceSpec, host: TaskHost, progress: Callable[[str, str], None]
 ) -> PreparedContainer:
     """Creates the task's container; `progress` hears what is done and what trouble there is ("" for none). Raises SwarmError
-    with the sentence that `service ps` shows."""
+    with the sentence that `service ps` shows.
+
+    The container is made in an empty network namespace while that gets its interfaces: making it takes longest of all, and
+    its first process waits until it is told to start.
+    """
     container = spec.task.container
+    if await host.runtime.state(task.id) is not None:
+        await host.runtime.delete(task.id)  # an earlier agent process had not finished it
+    namespace = await host.data_plane.reserve(task.id)
     try:
         async with asyncio.TaskGroup() as group:
             network_job = group.create_task(_attach(task, container, host))
-            image_job = group.create_task(_rootfs(task, container, host, progress))
+            container_job = group.create_task(_create(task, spec, host, namespace, progress))
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors
-    network, (image, rootfs) = network_job.result(), image_job.result()
-    stop_signal = settings.stop_signal(container, image.config)
-    health = settings.health_check(container, image.config)
+    hostname = settings.hostname_of(task, container)
+    await asyncio.to_thread(_write_etc, host.directories.etc(task.id), hostname, network_job.result())
+    return container_job.result()
+
+
+async def _create(
+    task: types.Task,
+    spec: types.ServiceSpec,
+    host: TaskHost,
+    namespace: Path,
+    progress: Callable[[str, str], None],
+) -> PreparedContainer:
+    container = spec.task.container
+    image, rootfs = await _rootfs(task, container, host, progress)
+    prepared = PreparedContainer(
+        image, settings.stop_signal(container, image.config), settings.health_check(container, image.config)
+    )
     places = settings.Places(
         host.directories.volumes,
         host.directories.etc(task.id),
         host.directories.log(task.id),
         rootfs,
-        network.namespace,
+        namespace,
     )
     wanted = settings.container_settings(task, spec, image.config, places)
     async with host.starts:
-        await asyncio.to_thread(_write_etc, places.etc, wanted.hostname, network)
+        await asyncio.to_thread(_reserve_etc, places.etc)
         await _provide_mounts(task, container, image, places)
         await host.runtime.create(wanted)
-    return PreparedContainer(image, stop_signal, health)
+    return prepared
 
 
 def first_error(errors: BaseExceptionGroup) -> BaseException:
@@ -76,15 +97,14 @@ def first_error(errors: BaseExceptionGroup) -> BaseException:
 
 async def _attach(task: types.Task, container: types.ContainerSpec, host: TaskHost) -> ContainerNetwork:
     await host.networks.holds(frozenset(each.network_id for each in task.attachments), NETWORK_TIMEOUT)
-    async with host.starts:
-        return await host.data_plane.attach(
-            task.id,
-            tuple(task.attachments),
-            hostname=settings.hostname_of(task, container),
-            extra_hosts=tuple(container.hosts),
-            dns=container.dns if container.HasField("dns") else None,
-            sysctls=dict(container.sysctls) or None,
-        )
+    return await host.data_plane.attach(
+        task.id,
+        tuple(task.attachments),
+        hostname=settings.hostname_of(task, container),
+        extra_hosts=tuple(container.hosts),
+        dns=container.dns if container.HasField("dns") else None,
+        sysctls=dict(container.sysctls) or None,
+    )
 
 
 async def _rootfs(
@@ -100,13 +120,20 @@ async def _rootfs(
             return image, await host.images.mount(task.id, image)
 
 
-def _write_etc(directory: Path, hostname: str, network: ContainerNetwork) -> None:
+def _reserve_etc(directory: Path) -> None:
+    """The files that are mounted into the container, to be filled in place."""
     directory.mkdir(parents=True, exist_ok=True)
-    contents = {"hostname": f"{hostname}\n", "hosts": network.hosts, "resolv.conf": network.resolv_conf}
-    for name, text in contents.items():
+    for name in settings.ETC_FILES:
         path = directory / name
-        path.write_text(text)
+        path.touch()
         path.chmod(0o644)
+
+
+def _write_etc(directory: Path, hostname: str, network: ContainerNetwork) -> None:
+    """In place: the container may have them mounted already."""
+    contents = (f"{hostname}\n", network.hosts, network.resolv_conf)
+    for name, text in zip(settings.ETC_FILES, contents, strict=True):
+        (directory / name).write_text(text)
 
 
 async def _provide_mounts(

@@ -20,6 +20,7 @@ from agent.runtime.interface import BindMount, ContainerSettings, TmpfsMount
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_GRACE_PERIOD = 10.0
+ETC_FILES = ("hostname", "hosts", "resolv.conf")  # of each container's own, below /etc
 HOSTNAME_LENGTH = 12  # of a task's id, as Docker takes of a container's
 
 
@@ -186,7 +187,7 @@ def mounts_of(
     for name, target, read_only in volume_names(task_id, container, image):
         mounts.append(BindMount(places.volumes / name, target, read_only))
     covered = {mount.target.rstrip("/") for mount in mounts}
-    for name in ("hosts", "hostname", "resolv.conf"):
+    for name in ETC_FILES:
         if f"/etc/{name}" not in covered:
             mounts.append(BindMount(places.etc / name, f"/etc/{name}"))
     return tuple(sorted(mounts, key=lambda mount: mount.target.rstrip("/").count("/")))

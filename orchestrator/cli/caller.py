@@ -30,7 +30,6 @@ from swarm.errors import (
     connection_reason,
     from_rpc,
 )
-from swarm.identity import TlsFiles
 from swarm.ids import IdSource, id_source
 from swarm.names import MANAGER_TLS_NAME
 from swarm.retry import Backoff
@@ -263,6 +262,8 @@ class Caller(Generic[StubT]):
             if path is not None:
                 channel = open_blocking_local(path)
             elif endpoint.tls is not None:
+                from swarm.identity import TlsFiles  # most commands use the local socket
+
                 channel = open_blocking_channel(endpoint.address, TlsFiles(endpoint.tls).read(), MANAGER_TLS_NAME)
             else:
                 raise FailedPrecondition(f"{endpoint.name} needs a certificate; give its directory with --tls")

@@ -7,10 +7,12 @@ address is where it is, never who it is. `open_local` is the local socket.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
-from swarm.identity import TlsMaterial
+if TYPE_CHECKING:
+    from swarm.identity import TlsMaterial
 
 MAX_MESSAGE_BYTES = 4 << 20
 CONNECT_TIMEOUT = 5.0

@@ -202,6 +202,7 @@ class FakeImages:
 
 class FakeDataPlane:
     def __init__(self) -> None:
+        self.attaching: asyncio.Event | None = None  # what an attachment waits for
         self.namespaces: set[str] = set()
         self.views: list[NetworkView] = []
         self.errors: list[SwarmError] = []
@@ -217,10 +218,15 @@ class FakeDataPlane:
             raise self.errors.pop()
         self.views.append(view)
 
+    async def reserve(self, task_id: str) -> Path:
+        await asyncio.sleep(0)
+        self.namespaces.add(task_id)
+        return Path("/nonexistent/netns") / task_id
+
     async def attach(
         self, task_id: str, attachments: tuple[types.NetworkAttachment, ...], **_: object
     ) -> ContainerNetwork:
-        await asyncio.sleep(0)
+        await (self.attaching.wait() if self.attaching is not None else asyncio.sleep(0))
         self.namespaces.add(task_id)
         return ContainerNetwork(
             Path("/nonexistent/netns") / task_id, "nameserver 127.0.0.53\n", "127.0.0.1 localhost\n", ()

@@ -13,6 +13,7 @@ from swarm.errors import NotFound, ResourceExhausted
 from swarm.v1 import types_pb2 as types
 
 from agent.session.mirror import Mirror
+from agent.tasks.host import Directories
 from agent.tasks.supervisor import TaskSupervisor
 from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
 
@@ -296,6 +297,25 @@ async def test_a_preparation_that_was_interrupted_goes_on(agents: Agents) -> Non
     host.images.pulling = None
     tasks.apply(world(make_task()))
     await host.sink.until("t1", RUNNING)
+
+
+async def test_a_container_whose_network_was_not_there_yet_is_made_anew_by_the_next_agent(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    host.data_plane.attaching = asyncio.Event()
+    tasks.apply(world(make_task()))
+    while "t1" not in host.runtime.held:  # made beside the attachment, which does not end  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await settle()
+    assert host.sink.last("t1").state == types.TASK_STATE_PREPARING
+    tasks = await agents.start()
+    host.data_plane.attaching = None
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    assert host.runtime.log == ["create t1", "delete t1", "create t1", "start t1"]
+    etc = Directories(host.state, host.state / "run").etc("t1")
+    assert {path.name: path.read_text() for path in etc.iterdir()} == {
+        "hostname": "t1\n", "hosts": "127.0.0.1 localhost\n", "resolv.conf": "nameserver 127.0.0.53\n"
+    }  # fmt: skip
 
 
 async def test_leftovers_that_belong_to_no_task_are_removed(agents: Agents) -> None:
