@@ -19,7 +19,7 @@ Words = list[str] | None
 Switch = bool | None
 
 
-@dataclass(repr=False, eq=False, match_args=False)
+@dataclass(repr=False, match_args=False)
 class SettingFlags:
     """What `create` and `update` set by the same flags."""
 
@@ -146,7 +146,7 @@ class SettingFlags:
     ] = False
 
 
-@dataclass(repr=False, eq=False, match_args=False)
+@dataclass(repr=False, match_args=False)
 class CreateFlags(SettingFlags, WaitFlags):
     """The flags of `service create`."""
 
@@ -191,7 +191,7 @@ class CreateFlags(SettingFlags, WaitFlags):
     ulimit: Annotated[Words, typer.Option("--ulimit", metavar="NAME=SOFT[:HARD]", help="Resource limit")] = None
 
 
-@dataclass(repr=False, eq=False, match_args=False)
+@dataclass(repr=False, match_args=False)
 class UpdateFlags(SettingFlags, WaitFlags):
     """The flags of `service update`."""
 
