@@ -194,7 +194,7 @@ def test_managers_are_promoted_and_demoted(lab: TestLab) -> None:
     lab.swarmctl("node", "demote", "w1")
     eventually(lambda: not lab.nodes()["w1"].get("manager_status"))
     eventually(lambda: hosts.processes(lab.host("w1")).manager is None)
-    assert not (lab.host("w1").state_directory / "manager").exists()
+    eventually(lambda: not (lab.host("w1").state_directory / "manager").exists())
 
 
 def test_a_demotion_below_the_quorum_is_refused_with_the_numbers(lab: TestLab) -> None:
