@@ -335,7 +335,9 @@ async def test_exec_is_bounded_in_time_and_output(bench: Bench) -> None:
     result = await bench.runtime.exec("c", ("sh", "-c", "id -u; echo $GREETING; echo problem >&2; exit 3"), timeout=30)
     assert result.exit_code == 3
     assert sorted(result.output.split()) == [b"1000", b"hello", b"problem"], "the two streams are joined in any order"
-    flood = await bench.runtime.exec("c", ("sh", "-c", "dd if=/dev/zero bs=1M count=2 2>/dev/null; echo; echo end"), timeout=30)
+    flood = await bench.runtime.exec(
+        "c", ("sh", "-c", "dd if=/dev/zero bs=1M count=2 2>/dev/null; echo; echo end"), timeout=30
+    )
     assert len(flood.output) == 64 * 1024 and flood.output.endswith(b"end\n")
     with pytest.raises(NotFound, match="nothere"):
         await bench.runtime.exec("c", ("nothere",), timeout=30)
