@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.duration_pb2 import Duration
+from swarm.clock import seconds_of
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
@@ -19,7 +20,7 @@ def _field(name: str, value: str, indent: int = 0) -> str:
 
 
 def _span(value: Duration) -> str:
-    return words.duration(value.seconds + value.nanos / 1e9)
+    return words.duration(seconds_of(value))
 
 
 def _labels(labels: Mapping[str, str], name: str = "Labels") -> Iterator[str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from swarm.clock import seconds_of
 from swarm.errors import DeadlineExceeded, NotFound
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
@@ -123,7 +124,7 @@ class Tracker:
         policy = policies.get(service.update_status.state)
         if policy is None:
             return ""  # a second, in which programs end that end right after their start
-        watched = policy.monitor.seconds + policy.monitor.nanos / 1e9 if policy.HasField("monitor") else DEFAULT_MONITOR
+        watched = seconds_of(policy.monitor) if policy.HasField("monitor") else DEFAULT_MONITOR
         return f"verify: watching the new tasks for failure, each for {words.duration(watched)}" if watched else ""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from swarm.clock import seconds_of
 
 from orchestrator.cli import output
 
@@ -33,8 +34,7 @@ def wait_seconds(flags: WaitFlags) -> float | None:
         return None
     from orchestrator.cli.parsing.quantities import duration
 
-    span = duration(flags.wait_timeout, "--wait-timeout")
-    return float(span.seconds) + span.nanos / 1e9
+    return seconds_of(duration(flags.wait_timeout, "--wait-timeout"))
 
 
 def show_warnings(warnings: Iterable[str]) -> None:

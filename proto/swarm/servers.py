@@ -102,7 +102,7 @@ class RpcServer:
         anonymous = self._guard.anonymous
         certificates = _Certificates(source, with_clients=not anonymous)
         credentials = grpc.dynamic_ssl_server_credentials(
-            certificates.first(),
+            certificates.configuration(),
             certificates.renewed,  # type: ignore[arg-type]  # the stubs do not know of None
             require_client_authentication=not anonymous,
         )
@@ -156,7 +156,7 @@ class _Certificates:
         self._with_clients = with_clients
         self._shown = source()
 
-    def first(self) -> grpc.ServerCertificateConfiguration:
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
             [(self._shown.key, self._shown.certificate)],
             root_certificates=self._shown.ca if self._with_clients else None,
@@ -169,7 +169,7 @@ class _Certificates:
             return None
         time.sleep(_RENEWAL_PAUSE)
         self._shown = tls
-        return self.first()
+        return self.configuration()
 
 
 class _Guard(grpc.aio.ServerInterceptor):

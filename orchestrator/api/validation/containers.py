@@ -69,11 +69,11 @@ def _check_process(field: str, spec: types_pb2.ContainerSpec) -> None:
         raise refuse(f"{field}.directory", f"{spec.directory!r} must be an absolute path in the container")
     check_text(f"{field}.directory", spec.directory)
     check_text(f"{field}.user", spec.user, maximum=MAX_USER)
-    if not spec.user.isprintable() or any(character.isspace() for character in spec.user) or spec.user.count(":") > 1:
+    if not _is_unbroken(spec.user) or spec.user.count(":") > 1:
         raise refuse(f"{field}.user", f"{spec.user!r} is not USER or USER:GROUP")
     check_count(f"{field}.groups", len(spec.groups), MAX_ENTRIES)
     for group in spec.groups:
-        if not group.isprintable() or not 0 < len(group) <= MAX_USER or any(map(str.isspace, group)) or ":" in group:
+        if not _is_unbroken(group) or not 0 < len(group) <= MAX_USER or ":" in group:
             raise refuse(f"{field}.groups", f"{group[:80]!r} is not a group; write a name or a number")
     if spec.stop_signal:
         _check_signal(f"{field}.stop_signal", spec.stop_signal)
@@ -163,7 +163,7 @@ def _check_names(field: str, spec: types_pb2.ContainerSpec) -> None:
         if domain != "." and not _HOST_NAME.fullmatch(domain.strip(".").replace("_", "-")):
             raise refuse(f"{field}.dns.search", f"{domain!r} is not a domain")
     for option in spec.dns.options:
-        if not option.isprintable() or not option or any(character.isspace() for character in option):
+        if not option or not _is_unbroken(option):
             raise refuse(f"{field}.dns.options", f"{option!r} is not a resolver option")
 
 
@@ -195,3 +195,8 @@ def _check_privileges(field: str, spec: types_pb2.ContainerSpec) -> None:
     twice = first_duplicate(limit.name for limit in spec.ulimits)
     if twice is not None:
         raise refuse(f"{field}.ulimits", f"{twice} is given twice")
+
+
+def _is_unbroken(text: str) -> bool:
+    """Printable and without spaces; may be empty."""
+    return text.isprintable() and not any(character.isspace() for character in text)

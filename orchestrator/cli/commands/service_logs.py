@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from swarm.clock import timestamp
+from swarm.clock import seconds_of, timestamp
 from swarm.errors import InvalidArgument
 from swarm.v1 import control_pb2 as control
 
@@ -100,7 +100,7 @@ def moment(text: str | None, where: str, now: float) -> Timestamp | None:
         raise InvalidArgument(
             f"{where} {text!r} is neither a time nor an age: write 2026-01-31T12:00:00Z or 10m"
         ) from error
-    return timestamp(now - span.seconds - span.nanos / 1e9)
+    return timestamp(now - seconds_of(span))
 
 
 class Printer:
