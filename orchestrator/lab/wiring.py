@@ -10,6 +10,8 @@ import contextlib
 import errno
 import ipaddress
 import re
+import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +36,34 @@ async def _netlink(namespace: str = "") -> AsyncIterator[AsyncIPRoute]:
     """Netlink of a namespace, of the machine's own where none is named."""
     from pyroute2 import AsyncIPRoute  # late: 0.2 s that only labs need
 
-    async with AsyncIPRoute(netns=namespace) if namespace else AsyncIPRoute() as netlink:
+    descriptor = _netlink_socket(namespace) if namespace else None
+    async with AsyncIPRoute(fileno=descriptor) as netlink:
         yield netlink
+
+
+def _netlink_socket(namespace: str) -> int:
+    """A netlink socket that belongs to the namespace: its descriptor, which is the caller's to close.
+
+    Opened on a thread that ends with it. pyroute2 would fork for it, and a fork never returns where gRPC's threads are at work
+    (gRPC stops them before a fork, and waits for ever for one that is busy).
+    """
+    from pyroute2 import netns
+
+    opened: list[socket.socket | OSError] = []
+
+    def open_inside() -> None:
+        try:
+            netns.setns(namespace, flags=0, fork=False)
+            opened.append(socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE))
+        except OSError as error:
+            opened.append(error)
+
+    thread = threading.Thread(target=open_inside, name=f"netlink of {namespace}")
+    thread.start()
+    thread.join()
+    if isinstance(opened[0], OSError):
+        raise InternalError(f"the lab's network: cannot enter the namespace {namespace}: {opened[0]}") from opened[0]
+    return opened[0].detach()
 
 
 @contextlib.contextmanager
@@ -92,11 +120,9 @@ def namespaces_of(lab: str) -> list[str]:
     )
 
 
-def _add_namespace(namespace: str) -> None:
-    from pyroute2 import netns
-
+async def _add_namespace(namespace: str) -> None:
     if not namespace_exists(namespace):
-        netns.create(namespace)
+        await process.run(["ip", "netns", "add", namespace])  # pyroute2's own way forks: see _netlink_socket
 
 
 async def taken_subnets() -> list[ipaddress.IPv4Network]:
@@ -113,7 +139,7 @@ async def taken_subnets() -> list[ipaddress.IPv4Network]:
 async def wire_switch(layout: LabLayout) -> None:
     """The switch, the machine's own link to it, and masquerading for what leaves the lab."""
     switch, link = layout.switch_namespace, layout.uplink
-    _add_namespace(switch)
+    await _add_namespace(switch)
     async with _netlink(switch) as inside, _netlink() as outside:
         with _tolerating("make the switch", *_THERE_ALREADY):
             await inside.link("add", ifname="br0", kind="bridge")
@@ -140,7 +166,7 @@ def _outside_rules(layout: LabLayout) -> str:
 
 async def wire_host(layout: LabLayout, host: LabHost) -> None:
     """A host's namespace and its cable to the switch."""
-    _add_namespace(host.namespace)
+    await _add_namespace(host.namespace)
     async with _netlink(layout.switch_namespace) as switch, _netlink(host.namespace) as inside:
         await _add_cable(switch, host.name, far_name="eth0", far_namespace=host.namespace)
         await _configure(switch, host.name, master="br0")

@@ -1,11 +1,14 @@
-"""Looking at control groups while containers come and go."""
+"""Looking at control groups while containers come and go; namespaces and their links, without a fork."""
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from swarm.errors import InternalError
 
 from orchestrator.lab import wiring
 
@@ -23,3 +26,32 @@ def test_a_group_that_vanishes_meanwhile_is_left_out(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Path, "iterdir", vanishing)
     assert wiring._with_children(tmp_path) == [tmp_path / "stays" / "inner", tmp_path / "stays", tmp_path]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+async def test_links_are_made_without_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in CI: a fork for a socket in a namespace never returned while gRPC's threads were at work."""
+
+    def refuse() -> int:
+        raise AssertionError("a process with gRPC's threads must not fork")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    namespace = f"test-wiring-{uuid.uuid4().hex[:8]}"
+    await wiring._add_namespace(namespace)
+    try:
+        async with wiring._netlink(namespace) as inside, wiring._netlink() as outside:
+            await inside.link("add", ifname="br0", kind="bridge")
+            await wiring._configure(inside, "br0", address="192.0.2.1/24")
+            assert await wiring._index(inside, "br0") is not None
+            assert await wiring._index(outside, "br0") is None
+    finally:
+        wiring._delete_namespace(namespace)
+    assert not wiring.namespace_exists(namespace)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+async def test_a_namespace_that_is_gone_is_named() -> None:
+    with pytest.raises(InternalError, match=r"cannot enter the namespace no-such-namespace"):
+        async with wiring._netlink("no-such-namespace"):
+            pass
+    assert not wiring.namespace_exists("no-such-namespace")
