@@ -1,7 +1,7 @@
 """Many seeds through the simulated cluster; each must keep every promise. A failure names the seed that replays it.
 
 `SWARM_RAFT_SEEDS` sets the number of seeds (150 where CI is set), pytest's summary tells which faults they met, and
-`python -m tests.simulation.raft.soak 20000` runs on.
+`./dev soak` runs on.
 """
 
 from __future__ import annotations
