@@ -14,12 +14,16 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_type_hints
 
 import typer
-from swarm.footprint import without
+from swarm.footprint import postponed, without
 from typer.core import TyperCommand, TyperGroup
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 # Words after IMAGE belong to the container, flags too: `service create alpine ls -l`.
 REST_IS_COMMAND: dict[str, Any] = {"allow_interspersed_args": False}
+_RARELY_USED = (
+    *("grpc.aio", "google.protobuf.internal.python_message"),  # calls here are blocking; messages are made by C code
+    *("asyncio.sslproto", "asyncio.staggered", "bz2", "lzma", "textwrap"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def load(name: str, entry: Entry) -> Any:
     module, _, attribute = entry.target.partition(":")
     if "." not in module:
         module = f"orchestrator.cli.commands.{module}"
-    with without("ssl"):  # asyncio would load it for gRPC, which has a TLS of its own; 8 ms
+    # asyncio would load OpenSSL for gRPC, which has a TLS of its own: 8 ms; what libraries may need one day: 10 ms.
+    with without("ssl"), postponed(*_RARELY_USED):
         found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)  # unlike get_command, without flags to install completion

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
 # mallopt(3)
@@ -31,6 +33,33 @@ def without(*modules: str) -> Iterator[None]:
         for name in hidden:
             if sys.modules.get(name, ...) is None:
                 del sys.modules[name]
+
+
+@contextlib.contextmanager
+def postponed(*modules: str) -> Iterator[None]:
+    """Modules that are imported within are loaded once somebody uses what is in them. For what libraries import for a part of
+    theirs that we do not use. Only modules that are files, and that are only bound (`import x`, `from x import module`)."""
+    finder = _Postponing(frozenset(modules))
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _Postponing:
+    """Finds the named modules where they are, to be loaded on first use."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name, path, target) if name in self._names else None
+        if found is not None and found.loader is not None:
+            found.loader = importlib.util.LazyLoader(found.loader)
+        return found
 
 
 def begin(*, tls_listener: bool = False) -> None:
