@@ -120,6 +120,7 @@ def _spawn(words: Sequence[str], files: MonitorFiles, report: int, go: int) -> s
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
+                cwd=files.bundle,  # where it notes a container that ran out of memory
                 env={**os.environ, "_OCI_SYNCPIPE": str(report), "_OCI_STARTPIPE": str(go)},
                 pass_fds=(report, go),
                 start_new_session=True,

@@ -21,8 +21,12 @@ CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 # Words after IMAGE belong to the container, flags too: `service create alpine ls -l`.
 REST_IS_COMMAND: dict[str, Any] = {"allow_interspersed_args": False}
 _RARELY_USED = (
-    *("grpc.aio", "google.protobuf.internal.python_message"),  # calls here are blocking; messages are made by C code
-    *("asyncio.sslproto", "asyncio.staggered", "bz2", "lzma", "textwrap"),
+    *(
+        "asyncio",
+        "grpc.aio",
+        "google.protobuf.internal.python_message",
+    ),  # calls here are blocking; C code makes messages
+    *("bz2", "lzma", "platform", "textwrap", "traceback"),
 )
 
 
@@ -49,7 +53,7 @@ def load(name: str, entry: Entry) -> Any:
     module, _, attribute = entry.target.partition(":")
     if "." not in module:
         module = f"orchestrator.cli.commands.{module}"
-    # asyncio would load OpenSSL for gRPC, which has a TLS of its own: 8 ms; what libraries may need one day: 10 ms.
+    # What libraries may need one day costs 20 ms; OpenSSL, for whoever uses asyncio after all, 8 ms: gRPC has a TLS of its own.
     with without("ssl"), postponed(*_RARELY_USED):
         found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):

@@ -159,6 +159,12 @@ def _program(
         lab, node = (lab if _is_option(context, "lab") else None), (node if _is_option(context, "node") else None)
     elif _is_option(context, "lab") or _is_option(context, "node"):
         host = None
+    elif _is_option(context, "tls"):
+        lab = node = None
+    if _is_option(context, "tls") and not host:
+        raise typer.BadParameter(
+            "the certificate is for a manager's network port; give that with --host HOST:PORT", param_hint="--tls"
+        )
     context.obj = Target(host=host, tls=tls, lab=lab, node=node)
 
 

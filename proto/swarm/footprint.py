@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -38,8 +42,11 @@ def without(*modules: str) -> Iterator[None]:
 @contextlib.contextmanager
 def postponed(*modules: str) -> Iterator[None]:
     """Modules that are imported within are loaded once somebody uses what is in them. For what libraries import for a part of
-    theirs that we do not use. Only modules that are files, and that are only bound (`import x`, `from x import module`)."""
-    finder = _Postponing(frozenset(modules))
+    theirs that we do not use. Only modules that are files, and are only bound (`import x`, `from x import module`).
+
+    Unlike `importlib.util.LazyLoader`, a module that is imported again, and no more, stays postponed.
+    """
+    finder = _Finder(frozenset(modules))
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -47,7 +54,12 @@ def postponed(*modules: str) -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-class _Postponing:
+def is_loaded(module: str) -> bool:
+    """Whether the module has been imported, and not just postponed."""
+    return not isinstance(sys.modules.get(module), _Postponed | None)
+
+
+class _Finder:
     """Finds the named modules where they are, to be loaded on first use."""
 
     def __init__(self, names: frozenset[str]) -> None:
@@ -58,8 +70,37 @@ class _Postponing:
     ) -> ModuleSpec | None:
         found = PathFinder.find_spec(name, path, target) if name in self._names else None
         if found is not None and found.loader is not None:
-            found.loader = importlib.util.LazyLoader(found.loader)
+            found.loader = cast("Loader", _Postponing(found.loader))
         return found
+
+
+class _Postponing:
+    """What the import system calls instead of the module's own loader."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Postponed(spec.name)
+
+    def exec_module(self, module: _Postponed) -> None:
+        module.__dict__["_own_loader"] = self._loader
+
+
+class _Postponed(ModuleType):
+    """A module that is loaded by the first look at something that it does not have yet."""
+
+    _loading = threading.RLock()  # another thread waits; the module's own imports of itself do not
+
+    def __getattr__(self, name: str) -> Any:
+        with self._loading:
+            loader = self.__dict__.pop("_own_loader", None)
+            if loader is not None:
+                assert self.__spec__ is not None
+                self.__spec__.loader = self.__loader__ = loader
+                loader.exec_module(self)
+                self.__class__ = ModuleType  # type: ignore[assignment]  # as any other from now on
+        return ModuleType.__getattribute__(self, name)
 
 
 def begin(*, tls_listener: bool = False) -> None:

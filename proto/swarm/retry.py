@@ -39,7 +39,7 @@ async def retry(
     backoff: Backoff,
     rng: random.Random,
     on: tuple[type[SwarmError], ...] = (Unavailable,),
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    sleep: Callable[[float], Awaitable[None]] | None = None,  # asyncio's where none is given
 ) -> T:
     """Repeats `operation` while it fails with one of `on`; the last failure is raised. Bound the whole by a timeout."""
     delays = backoff.delays(rng)
@@ -50,4 +50,4 @@ async def retry(
             wait = next(delays, None)
             if wait is None:
                 raise
-            await sleep(wait)
+            await (sleep or asyncio.sleep)(wait)

@@ -18,6 +18,7 @@ from tests.bench.scenarios import plan
 from tests.bench.subject import Missed, Subject
 
 NETWORK = "benchnet"
+REST = 1.0  # seconds before each scenario: daemons still tidy up when the last container is gone
 
 
 def say(line: str) -> None:
@@ -55,6 +56,7 @@ def main() -> None:
         for number in range(options.runs):
             for scenario in plan(sizes, NETWORK):
                 for subject in subjects:
+                    time.sleep(REST)
                     try:
                         for figure, seconds in scenario(subject).items():
                             times[figure, subject.name].append(seconds)

@@ -37,6 +37,7 @@ from orchestrator.controllers.loop import ControlLoop
 from orchestrator.raft import RaftConfig, RaftNode
 from orchestrator.store import Change, Create, Kind, Remove, SetTaskStatus, Store, Transactions
 from orchestrator.store.states import is_final
+from tests.support.json_lines import serve
 
 TIMEOUT = 60.0  # seconds of one commit under load
 FILL_OBJECTS = 500  # in one transaction
@@ -351,23 +352,14 @@ class MemberProcess:
 async def main(directory: Path, name: str, members: dict[str, str]) -> None:
     member = MemberProcess(directory, name, members)
     await member.start()
-    requests = asyncio.StreamReader(limit=1 << 20)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
 
-    async def serve(number: int, request: dict[str, Any]) -> None:
+    async def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = await member.answer(request)
+            return await member.answer(request)
         except Exception as error:  # noqa: BLE001 – told to who asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({"id": number, **answer}), flush=True)
+            return {"error": f"{type(error).__name__}: {error}"}
 
-    print(json.dumps({"id": -1}), flush=True)
-    running: set[asyncio.Task[None]] = set()
-    while line := await requests.readline():
-        request = json.loads(line)
-        serving = asyncio.create_task(serve(request.pop("id"), request))
-        running.add(serving)
-        serving.add_done_callback(running.discard)
+    await serve(answer)
     await member.stop()
 
 

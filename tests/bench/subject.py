@@ -10,7 +10,7 @@ from typing import Protocol
 
 # Pauses between two looks: a share of the time that has passed, so that looking errs by the same part for the quick and the
 # slow subject, and within bounds, so that looking does not become a load of its own.
-POLL_SHARE, POLL_MIN, POLL_MAX = 0.1, 0.02, 0.05
+POLL_SHARE, POLL_MIN, POLL_MAX = 0.05, 0.02, 0.05
 TIMEOUT = 120.0
 
 

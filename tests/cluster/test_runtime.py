@@ -233,7 +233,11 @@ async def test_exit_codes_and_signals(bench: Bench) -> None:
         assert (await bench.runtime.wait("b")).exit_code == 128 + signal.SIGKILL
 
 
-async def test_limits_are_enforced_and_running_out_of_memory_is_told(bench: Bench) -> None:
+async def test_limits_are_enforced_and_running_out_of_memory_is_told(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     hungry = bench.settings("c", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1")
     await bench.run(replace(hungry, memory_bytes=16 << 20, nano_cpus=500_000_000, pids=20, cpu_shares_nano=10**9))
     async with asyncio.timeout(60):
@@ -241,6 +245,9 @@ async def test_limits_are_enforced_and_running_out_of_memory_is_told(bench: Benc
     assert ended.exit_code == 137 and ended.out_of_memory
     assert "memory limit" in ended.reason
     assert (await bench.runtime.state("c")) == ended
+    assert (
+        list(Path.cwd().iterdir()) == []
+    )  # conmon's note of it lies with the container, not where the agent was started
 
 
 async def test_rlimits_that_the_host_refuses_do_not_stop_a_container(bench: Bench) -> None:

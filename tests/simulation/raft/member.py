@@ -19,6 +19,7 @@ from swarm.servers import RpcServer
 from orchestrator.consensus import Member
 from orchestrator.raft import RaftConfig, RaftNode
 from orchestrator.raft.config import CompactionPolicy
+from tests.support.json_lines import serve
 
 
 class Registers:
@@ -77,18 +78,7 @@ async def main(directory: Path, name: str, founders: dict[str, str]) -> None:
     server.listen_tls(founders[name], tls.read)
     await server.start()
     await node.start()
-    requests = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
-    running: set[asyncio.Task[None]] = set()
-
-    async def serve(request: dict[str, Any]) -> None:
-        print(json.dumps({"id": request["id"], **await answer(node, registers, request)}), flush=True)
-
-    print(json.dumps({"id": -1}), flush=True)
-    while line := await requests.readline():
-        task = asyncio.create_task(serve(json.loads(line)))
-        running.add(task)
-        task.add_done_callback(running.discard)
+    await serve(lambda request: answer(node, registers, request))
     await node.stop(transfer=False)
     await server.stop(0)
 

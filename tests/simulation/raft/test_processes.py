@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import random
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,78 +15,26 @@ from typing import Any
 import pytest
 from swarm.identity import TlsFiles
 
+from tests.support.json_lines import LineProcess, ProcessEnded
 from tests.support.linearizability import Operation, violations
 from tests.unit.raft.conftest import Lab, free_port
 
-ROOT = Path(__file__).parents[3]
 KEYS = ("a", "b", "c")
 
 
-class Process:
-    """One member; may be killed and started again."""
+class Process(LineProcess):
+    """One member."""
 
     def __init__(self, directory: Path, name: str, founders: dict[str, str]) -> None:
-        self.name = name
-        self._arguments = (str(directory), name, json.dumps(founders))
-        self._errors = directory / f"{name}.log"
-        self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self.paused = False
-
-    async def start(self) -> None:
-        up = self._waiting[-1] = asyncio.get_running_loop().create_future()
-        with self._errors.open("ab") as errors:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.simulation.raft.member",
-                *self._arguments,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-            )
-        self._reading = asyncio.create_task(self._read())
-        await asyncio.wait_for(up, 30)
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        while line := await self.process.stdout.readline():
-            message = json.loads(line)
-            waiting = self._waiting.pop(message.pop("id"), None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(message)
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_result({"outcome": "unknown"})
-        self._waiting.clear()
+        words = (str(directory), name, json.dumps(founders))
+        super().__init__("tests.simulation.raft.member", name, *words, errors=directory / f"{name}.log")
 
     async def ask(self, kind: str, key: str, value: str | None, timeout: float) -> dict[str, Any]:
-        number = next(self._numbers)
-        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
-        request = {"id": number, "kind": kind, "key": key, "value": value, "timeout": timeout}
-        assert self.process.stdin is not None
+        request = {"kind": kind, "key": key, "value": value, "timeout": timeout}
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            await self.process.stdin.drain()
-            return await asyncio.wait_for(waiting, timeout + 2)
-        except (OSError, TimeoutError):
+            return await asyncio.wait_for(self.request(request), timeout + 2)
+        except (ProcessEnded, TimeoutError):
             return {"outcome": "unknown"}
-
-    async def kill(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        await self.process.wait()
-        await self._reading
-
-    def pause(self) -> None:
-        self.paused = True
-        self.process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self.paused = False
-        self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture

@@ -96,6 +96,18 @@ def test_usage_errors_are_exit_code_2_with_a_suggestion(capsys: pytest.CaptureFi
     assert "IMAGE" in capsys.readouterr().err
 
 
+def test_a_certificate_is_for_a_manager_that_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lab of the environment is not silently taken instead."""
+    monkeypatch.setenv("SWARM_LAB", "a")
+    assert program.run(["--tls", "/etc/mine", "node", "ls"]) == 2
+    assert "--host HOST:PORT" in capsys.readouterr().err
+    monkeypatch.setenv("SWARM_HOST", "127.0.0.1:1")
+    assert program.run(["--tls", "/no/such/certificate", "node", "ls"]) != 2
+    assert "/no/such/certificate" in capsys.readouterr().err
+
+
 def test_each_error_has_its_exit_code_and_one_sentence(script: Script, swarmctl: Run) -> None:
     kinds = [kind for kind in vars(swarm.errors).values() if isinstance(kind, type) and issubclass(kind, SwarmError)]
     for kind in kinds:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from swarm.footprint import postponed
+from swarm.footprint import is_loaded, postponed
 
 
 @pytest.fixture
@@ -56,12 +59,35 @@ def test_a_command_loads_nothing_that_it_does_not_use() -> None:
     """Each of these costs a command milliseconds before it says a word."""
     program = """
 import sys
-from importlib.util import _LazyModule
+from swarm.footprint import is_loaded
 from orchestrator.cli.lazy import Entry, load
 load("create", Entry("service_create:create", ""))
-heavy = ("ssl", "rich", "pydantic", "cryptography", "prometheus_client", "grpc.aio")
 assert "grpc" in sys.modules
-print(*(name for name in heavy if type(sys.modules.get(name)) not in (type(None), _LazyModule)))
+heavy = ("ssl", "rich", "pydantic", "cryptography", "prometheus_client", "asyncio", "grpc.aio")
+print(*filter(is_loaded, heavy))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_postponed_package_loads_whole_from_another_thread_and_with_imports_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "a_package_of_this_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("import time\nfrom . import part\ntime.sleep(0.1)\nLAST = part.FIRST + 1\n")
+    (package / "part.py").write_text("import a_package_of_this_test as whole\nFIRST = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with postponed(package.name):
+        found = importlib.import_module(package.name)
+        again = importlib.import_module(package.name)
+    assert again is found
+    assert not is_loaded(package.name)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: found.LAST, range(4))) == [2] * 4
+    assert is_loaded(package.name)
+    assert type(found) is ModuleType
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = found.nothing
+    for name in [name for name in sys.modules if name.startswith(package.name)]:
+        del sys.modules[name]
