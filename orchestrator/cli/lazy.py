@@ -17,17 +17,11 @@ import typer
 from swarm.footprint import postponed, without
 from typer.core import TyperCommand, TyperGroup
 
+from orchestrator.cli import RARELY_USED
+
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 # Words after IMAGE belong to the container, flags too: `service create alpine ls -l`.
 REST_IS_COMMAND: dict[str, Any] = {"allow_interspersed_args": False}
-_RARELY_USED = (
-    *(
-        "asyncio",
-        "grpc.aio",
-        "google.protobuf.internal.python_message",
-    ),  # calls here are blocking; C code makes messages
-    *("bz2", "lzma", "platform", "textwrap", "traceback"),
-)
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,8 @@ def load(name: str, entry: Entry) -> Any:
     module, _, attribute = entry.target.partition(":")
     if "." not in module:
         module = f"orchestrator.cli.commands.{module}"
-    # What libraries may need one day costs 20 ms; OpenSSL, for whoever uses asyncio after all, 8 ms: gRPC has a TLS of its own.
-    with without("ssl"), postponed(*_RARELY_USED):
+    # Without OpenSSL, for whoever uses asyncio after all: 8 ms, and gRPC has a TLS of its own.
+    with without("ssl"), postponed(*RARELY_USED):
         found = getattr(importlib.import_module(module), attribute)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)  # unlike get_command, without flags to install completion
