@@ -7,7 +7,7 @@ as it was. Whether the result makes sense as a whole is the API's to judge.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 from swarm.errors import FailedPrecondition, InvalidArgument
@@ -15,7 +15,10 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli.parsing import fields, ports
 from orchestrator.cli.parsing import quantities as q
-from orchestrator.cli.service_flags import CreateFlags, SettingFlags, UpdateFlags
+from orchestrator.cli.service_flags import CreateFlags, SettingFlags
+
+if TYPE_CHECKING:
+    from orchestrator.cli.update_flags import UpdateFlags
 
 _CONDITIONS = {
     "none": types.RESTART_CONDITION_NONE,

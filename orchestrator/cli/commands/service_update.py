@@ -11,8 +11,8 @@ from orchestrator.cli import output, progress
 from orchestrator.cli.invocation import Service, session
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.service_changes import change_service, network_ids, roll_back
-from orchestrator.cli.service_flags import UpdateFlags
 from orchestrator.cli.service_specs import networks_named, updated_spec
+from orchestrator.cli.update_flags import UpdateFlags
 from orchestrator.cli.waiting import wait_seconds
 
 

@@ -15,8 +15,9 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli.lazy import takes
 from orchestrator.cli.messages import as_json
-from orchestrator.cli.service_flags import CreateFlags, UpdateFlags
+from orchestrator.cli.service_flags import CreateFlags
 from orchestrator.cli.service_specs import name_of_image
+from orchestrator.cli.update_flags import UpdateFlags
 from tests.unit.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
