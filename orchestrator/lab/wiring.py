@@ -101,10 +101,18 @@ async def _configure(netlink: AsyncIPRoute, name: str, *, address: str = "", rou
             await netlink.route("add", dst="0.0.0.0/0", gateway=route)
 
 
-async def _add_cable(netlink: AsyncIPRoute, name: str, *, far_name: str, far_namespace: str) -> None:
+def _mac(address: str) -> str:
+    """The hardware address that goes with an IPv4 address of the lab, as lasting as that of a real machine. The kernel's own
+    choice is a new one for a host that was started anew, and for a switch whenever a cable comes or goes: the others would
+    look for it at the old one for up to a minute."""
+    return f"02:00:{ipaddress.IPv4Address(address).packed.hex(':')}"
+
+
+async def _add_cable(netlink: AsyncIPRoute, name: str, *, far_name: str, far_namespace: str, far_mac: str = "") -> None:
     """A pair of links: `name` here, `far_name` in another namespace."""
+    peer = {"ifname": far_name, "net_ns_fd": far_namespace, **({"address": far_mac} if far_mac else {})}
     with _tolerating(f"lay the cable {name}", *_THERE_ALREADY):
-        await netlink.link("add", ifname=name, kind="veth", peer={"ifname": far_name, "net_ns_fd": far_namespace})
+        await netlink.link("add", ifname=name, kind="veth", peer=peer)
 
 
 def namespace_exists(namespace: str) -> bool:
@@ -142,7 +150,7 @@ async def wire_switch(layout: LabLayout) -> None:
     await _add_namespace(switch)
     async with _netlink(switch) as inside, _netlink() as outside:
         with _tolerating("make the switch", *_THERE_ALREADY):
-            await inside.link("add", ifname="br0", kind="bridge")
+            await inside.link("add", ifname="br0", kind="bridge", address=_mac(layout.registry_address))
         await _add_cable(outside, link, far_name="uplink", far_namespace=switch)
         await _configure(inside, "lo")
         await _configure(outside, link, address=f"{layout.gateway}/24")
@@ -168,7 +176,8 @@ async def wire_host(layout: LabLayout, host: LabHost) -> None:
     """A host's namespace and its cable to the switch."""
     await _add_namespace(host.namespace)
     async with _netlink(layout.switch_namespace) as switch, _netlink(host.namespace) as inside:
-        await _add_cable(switch, host.name, far_name="eth0", far_namespace=host.namespace)
+        mac = _mac(str(host.address))
+        await _add_cable(switch, host.name, far_name="eth0", far_namespace=host.namespace, far_mac=mac)
         await _configure(switch, host.name, master="br0")
         await _configure(inside, "lo")
         await _configure(inside, "eth0", address=f"{host.address}/24", route=layout.gateway)

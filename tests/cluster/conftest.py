@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from orchestrator.lab import lab as labs
 from tests.support import inventory
 from tests.support.lab import TestLab, eventually
 
+LOG_LINES = 40  # of each daemon of each host
 _numbers = count()
 
 
@@ -27,6 +28,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).is_relative_to(here):
             item.add_marker(pytest.mark.cluster)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure tells what the lab's daemons said last: the lab itself is gone when somebody reads it."""
+    report = yield
+    if report.failed:
+        used: dict[str, object] = getattr(item, "funcargs", {})
+        for lab in {id(value): value for value in used.values() if isinstance(value, TestLab)}.values():
+            for name, lines in lab.last_words(LOG_LINES).items():
+                report.sections.append((f"{lab.name} {name}", lines))
+    return report
 
 
 @pytest.fixture(scope="session")

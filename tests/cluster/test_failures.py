@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 from tests.support.lab import TestLab, eventually
 
 PORT = 8091
@@ -34,6 +37,7 @@ def test_killing_the_leader_loses_nothing_and_the_cluster_goes_on(lab: TestLab) 
     create_web(lab, 3)
     before = {task.id for task in lab.running("web")}
     leader = lab.leader()
+    addresses = hardware_addresses(lab)
     lab.kill(leader)
     lab.swarmctl("service", "create", "--detach", "--name", "after", "web")
     assert set(lab.services()) == {"web", "after"}
@@ -44,6 +48,20 @@ def test_killing_the_leader_loses_nothing_and_the_cluster_goes_on(lab: TestLab) 
     lab.start(leader)
     lab.wait_ready()
     eventually(lambda: all("unreachable" not in str(n.get("manager_status")).lower() for n in lab.nodes().values()))
+    assert hardware_addresses(lab) == addresses, "the others would look for the host, or the registry, at the old one"
+
+
+def hardware_addresses(lab: TestLab) -> dict[str, str]:
+    """Of the hosts, and of the switch, where the registry listens and the way outside begins."""
+    links = {"switch": (lab.layout.switch_namespace, "br0")}
+    links |= {host.name: (host.namespace, "eth0") for host in lab.layout.hosts}
+    found = {}
+    for name, (namespace, link) in links.items():
+        shown = subprocess.run(
+            ["ip", "-n", namespace, "-j", "link", "show", link], capture_output=True, text=True, check=True
+        )
+        found[name] = json.loads(shown.stdout)[0]["address"]
+    return found
 
 
 def test_a_killed_manager_process_comes_back_and_catches_up(lab: TestLab) -> None:

@@ -318,6 +318,14 @@ class TestLab:
             shutil.copy(BUSYBOX, context / "busybox")
             self.swarmctl("image", "build", "-t", tag, str(context), timeout=120)
 
+    def last_words(self, lines: int) -> dict[str, str]:
+        """The ends of the logs of all hosts' daemons, by HOST/LOG."""
+        logs = [log for host in self.layout.hosts for log in sorted((host.state_directory / "logs").glob("*.log"))]
+        return {
+            f"{log.parts[-3]}/{log.name}": "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+            for log in logs
+        }
+
     def remove_services(self) -> None:
         """Every service gone, with all its tasks."""
         names = list(self.services())
