@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 async def _run(options: Options) -> None:
+    from swarm import stalls
     from swarm.clock import SystemClock
     from swarm.identity import TlsFiles
 
@@ -58,7 +59,8 @@ async def _run(options: Options) -> None:
         rng=random.Random(),
         use_registry=images.use_registry,
     )
-    await daemon.run()
+    with stalls.told(asyncio.get_running_loop()):
+        await daemon.run()
 
 
 def _set_up_logging(options: Options) -> None:

@@ -74,9 +74,12 @@ def _run(options: RunOptions) -> None:
 
 
 async def _manager(options: RunOptions) -> None:
+    from swarm import stalls
+
     from orchestrator.manager.process import Manager
 
-    await Manager(options).run()
+    with stalls.told(asyncio.get_running_loop()):
+        await Manager(options).run()
 
 
 def exit_code(error: SwarmError) -> int:
