@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.clock import Clock
 from swarm.errors import ResourceExhausted, SwarmError, Unauthenticated
 from swarm.identity import Peer, Role, TlsFiles
@@ -34,7 +35,6 @@ from agent.node.options import Options
 from agent.node.record import NodeFile, NodeRecord
 from agent.runtime.interface import Runtime
 from agent.runtime.logs import last_line
-from agent.session.cancellation import raise_if_cancelled
 from agent.session.client import SessionClient
 from agent.session.gates import Gate
 from agent.session.mirror import Mirror, Self

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
+from swarm.cancellation import raise_if_cancelled
 from swarm.channels import open_channel
 from swarm.clock import Clock, seconds_of
 from swarm.errors import NodeRemoved, SwarmError, Unavailable, from_rpc
@@ -28,7 +29,6 @@ from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 from swarm.v1.dispatcher_pb2_grpc import DispatcherStub
 
-from agent.session.cancellation import raise_if_cancelled
 from agent.session.mirror import StaleAssignments
 from agent.session.outbox import Outbox
 

@@ -15,11 +15,11 @@ import logging
 import random
 from collections.abc import Callable
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.errors import SwarmError, Unavailable
 from swarm.retry import Backoff
 
 from agent.network.interface import DataPlane, NetworkView
-from agent.session.cancellation import raise_if_cancelled
 from agent.session.gates import Gate
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ import signal
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.errors import NotFound, SwarmError, is_disk_full
 from swarm.retry import Backoff
 from swarm.v1 import types_pb2 as types
 
 from agent.disk import MAKE_ROOM
-from agent.session.cancellation import raise_if_cancelled
 from agent.tasks import events, health, preparation, settings
 from agent.tasks.events import Command, Event
 from agent.tasks.host import TaskHost

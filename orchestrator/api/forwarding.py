@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from swarm.cancellation import cancelled, raise_if_cancelled
 from swarm.errors import KIND_METADATA_KEY, NotFound, NotLeader, OutcomeUnknown, SwarmError, Unavailable, from_rpc
 from swarm.retry import Backoff
 from swarm.servers import RpcServer, current_peer, forwarded_peer_metadata, is_forwarded
@@ -298,6 +299,7 @@ class Forwarder:
             async for answer in call:
                 yield bytes(answer)
         except grpc.aio.AioRpcError as error:
+            raise_if_cancelled()
             raise _lost(error, leader) from error
         except asyncio.CancelledError:
             if watch.done() and not watch.cancelled():
@@ -431,5 +433,4 @@ async def _next(answers: AsyncIterator[bytes]) -> bytes:
 
 async def _cancelled(future: asyncio.Future[Any] | None) -> None:
     if future is not None:
-        future.cancel()
-        await asyncio.gather(future, return_exceptions=True)
+        await cancelled(future)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
+from swarm.cancellation import raise_if_cancelled
 from swarm.errors import NotFound, SwarmError, from_rpc
 from swarm.retry import Backoff
 from swarm.streams import Pumped
@@ -162,6 +163,7 @@ class LogStream:
                 record.node_id, record.node_name = node.id, label
                 await self._queue.put(record)
         except grpc.aio.AioRpcError as error:
+            raise_if_cancelled()
             return from_rpc(error, "its agent")
         except TimeoutError:
             return SwarmError(f"it did not answer within {ANSWER_TIMEOUT:g} s")

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from swarm.cancellation import cancelled
 from swarm.clock import Clock, duration, seconds_of
 from swarm.ids import IdSource
 from swarm.v1 import dispatcher_pb2 as dispatcher
@@ -368,10 +369,7 @@ class Dispatcher:
                 await asyncio.wait({changed}, timeout=UPLINK_RETRY)
         finally:
             self._uplink = None
-            changed.cancel()
-            for task in running:
-                task.cancel()
-            for result in await asyncio.gather(*running, return_exceptions=True):
+            for result in await cancelled(changed, *running):
                 if isinstance(result, Exception):
                     log.error("the dispatcher's link to the leadership failed and is made anew", exc_info=result)
 

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from swarm.cancellation import raise_if_cancelled
 from swarm.clock import duration, seconds_of, timestamp
 from swarm.errors import (
     InvalidArgument,
@@ -121,6 +122,7 @@ class RelayClient:
             try:
                 await self._relay()
             except Unavailable as error:
+                raise_if_cancelled()
                 log.info("the relay to the leader broke and is opened again: %s", error)
             if self._hub.clock.monotonic() - began > UNHEARD_TIMEOUT:
                 delays = _BACKOFF.delays(self._rng)

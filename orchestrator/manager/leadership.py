@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
+from swarm.cancellation import cancelled
 from swarm.errors import SwarmError
 from swarm.retry import Backoff
 
@@ -58,9 +59,7 @@ class LeaderWork:
                 await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
                 failed = work.done()
             finally:
-                work.cancel()
-                ended.cancel()
-                results = await asyncio.gather(work, ended, return_exceptions=True)
+                results = await cancelled(work, ended)
             if not failed:
                 continue
             self._note(results[0])

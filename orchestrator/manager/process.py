@@ -18,6 +18,7 @@ import signal
 from importlib import import_module
 from pathlib import Path
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.clock import SystemClock
 from swarm.errors import FailedPrecondition, HistoryCut, SwarmError
 from swarm.identity import Peer, Role, write_atomically
@@ -276,6 +277,7 @@ class Manager:
                 log.info("this manager is a member of the log, at %s", self._member.address)
                 return
             except SwarmError as error:
+                raise_if_cancelled()
                 log.warning("this manager is not a member yet and asks again: %s", error)
                 await asyncio.sleep(next(delays))
 
@@ -302,6 +304,7 @@ class Manager:
                 await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
                 log.info("after a time without a leader: this manager is a member of the log")
             except SwarmError as error:
+                raise_if_cancelled()
                 log.info("no leader is heard of, and none was found by asking: %s", error)
 
     async def _announce_ready(self) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.errors import SwarmError
 from swarm.v1 import types_pb2 as types
 
@@ -143,6 +144,7 @@ class RoleKeeper:
             try:
                 await self._take(step)
             except SwarmError as error:
+                raise_if_cancelled()
                 log.warning("the managers' membership is tried again: %s", error)
                 return
             if isinstance(step, HandOver):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.errors import SwarmError
 
 from orchestrator.consensus import Member
@@ -50,6 +51,7 @@ class FeatureKeeper:
                 if await self._raise():
                     continue
             except SwarmError as error:
+                raise_if_cancelled()
                 log.info("the feature level stays for now: %s", error)
             await self._pause(LOOK_AGAIN)
 

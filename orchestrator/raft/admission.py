@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import grpc
+from swarm.cancellation import raise_if_cancelled
 from swarm.channels import open_channel
 from swarm.errors import FailedPrecondition, InvalidArgument, SwarmError, Unavailable, from_rpc
 from swarm.identity import Role, TlsMaterial, peer_from_auth_context
@@ -85,6 +86,7 @@ async def _ask_leader(
             try:
                 response = await _ask(address, tls, call, left)
             except Unavailable as error:
+                raise_if_cancelled()
                 last[0] = error
                 continue
             if response.done:

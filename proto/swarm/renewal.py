@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import grpc
 
 from swarm import apart
+from swarm.cancellation import raise_if_cancelled
 from swarm.channels import open_channel
 from swarm.clock import Clock
 from swarm.errors import InternalError, SwarmError, Unauthenticated, Unavailable, from_rpc
@@ -100,6 +101,7 @@ class Renewal:
                 self.failed = error
                 raise
             except SwarmError as error:
+                raise_if_cancelled()
                 self.failed = error
                 log.warning("the certificate was not renewed and will be tried again: %s", error)
                 due = self._clock.wall() + next(failures)

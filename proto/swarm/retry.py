@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from swarm.cancellation import raise_if_cancelled
 from swarm.errors import SwarmError, Unavailable
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ async def retry(
         try:
             return await operation()
         except on:
+            raise_if_cancelled()
             wait = next(delays, None)
             if wait is None:
                 raise
