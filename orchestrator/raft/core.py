@@ -130,6 +130,8 @@ class Core(Compaction):
         with ticking(self.clock):
             self.links.deliver(0)
             self._decide_election(self.clock())
+            if self.role is Role.LEADER and not self.voter_nodes:
+                self._sync()  # nobody else vouches for what the library commits now, as the entry that made this voter the last
             self.doTick(wait)
 
     def wait(self, longest: float) -> None:

@@ -49,6 +49,12 @@ def test_every_promise_holds_under_faults(first: int, record_property: Callable[
     assert met["write: Committed"] > 0
 
 
+@pytest.mark.parametrize("seed", [6071])
+def test_seeds_that_found_a_defect_in_the_soak(seed: int) -> None:
+    """6071: the entry that removed the last other voter was committed before it was synced, told to a learner, and lost."""
+    run_kind(seed)
+
+
 def test_the_faults_happen() -> None:
     met: Counter[str] = Counter()
     for seed in range(1000, 1024):
