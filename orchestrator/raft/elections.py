@@ -86,8 +86,12 @@ class Elections(Engine):
             return
         if self._may_raise_term or now <= self.election_deadline:
             return
+        if not self.is_receiving():
+            # Not a whole timeout: on a busy host this may be so at each deadline, for seconds, while nobody leads.
+            self.election_deadline = now + self.timings.heartbeat / 2
+            return
         self._postpone_election(now)
-        if not self.is_receiving() or not self.is_electable():
+        if not self.is_electable():
             return
         if self.leader_node is not None:
             log.info("no word of leader %s for %.2f s; asking for votes", self.leader_node.id, now - self._leader_heard)

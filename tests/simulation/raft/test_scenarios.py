@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
+
 from orchestrator.raft.engine import Role
 from tests.simulation.raft import world
 from tests.simulation.raft.hosts import Host
@@ -41,3 +45,17 @@ def test_a_member_that_was_cut_off_from_a_new_leader_needs_no_snapshot() -> None
             made.step(faults=False, clients=False)
         assert made.counts["snapshot sent"] == sent
         assert away.core.applied_index() == other.core.commit_index
+
+
+def test_members_that_are_often_too_busy_to_hear_answers_elect_a_leader_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in CI: no leader for eight seconds on a busy machine. Who would not have heard the votes at its deadline waited for
+    the next one, and the one after."""
+    made, leader, one, other = settled()
+    for host in (one, other):
+        looks = itertools.count(1)
+        monkeypatch.setattr(host.core, "is_receiving", lambda looks=looks: next(looks) % 8 == 0)
+        made.network.cut(leader.name, host.name, both=True)
+    began = made.now
+    while Role.LEADER not in (one.core.role, other.core.role):
+        made.step(faults=False, clients=False)
+        assert made.now - began < 2.0
