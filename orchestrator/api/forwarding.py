@@ -274,7 +274,7 @@ class Forwarder:
                         raise
                     raise _Lost(error, written=False) from error
                 finally:
-                    await _cancelled(waiting)
+                    await cancelled(waiting)
                 yield answer
 
     async def _while_leading(self, term: int, waiting: asyncio.Future[bytes]) -> None:
@@ -307,7 +307,7 @@ class Forwarder:
             raise
         finally:
             call.cancel()
-            await _cancelled(watch)
+            await cancelled(watch)
 
     async def _cancel_when_deposed(self, call: Any, leader: Member) -> None:
         while not self._other_leads(leader):
@@ -332,8 +332,8 @@ class Forwarder:
                     Unavailable(f"the leader {leader.node_id} at {leader.address} is not reachable"), written=False
                 )
         finally:
-            await _cancelled(deposed)
-            await _cancelled(ready)
+            await cancelled(deposed)
+            await cancelled(ready)
         return channel
 
     async def _until_deposed(self, leader: Member) -> None:
@@ -429,8 +429,3 @@ def _lost(error: grpc.aio.AioRpcError, leader: Member) -> Exception:
 
 async def _next(answers: AsyncIterator[bytes]) -> bytes:
     return await anext(answers)
-
-
-async def _cancelled(future: asyncio.Future[Any] | None) -> None:
-    if future is not None:
-        await cancelled(future)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-from swarm.cancellation import raise_if_cancelled
+from swarm.cancellation import cancelled, raise_if_cancelled
 from swarm.clock import duration, seconds_of, timestamp
 from swarm.errors import (
     InvalidArgument,
@@ -307,8 +307,7 @@ class RelayServicer(DispatcherRelayServicer):
             raise NotLeader("this relay ended; open another one")
         finally:
             leader.relay_closed(connection)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await cancelled(reader)
 
     async def _read(
         self, leader: LeaderSide, connection: RelayConnection, requests: AsyncIterator[dispatcher.RelayUp]

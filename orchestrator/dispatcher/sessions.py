@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from swarm.cancellation import cancelled
 from swarm.errors import InvalidArgument, ResourceExhausted, Unauthenticated
 from swarm.servers import current_peer
 from swarm.v1 import dispatcher_pb2 as dispatcher
@@ -74,8 +75,7 @@ class SessionServicer:
                     yield message
         finally:
             self._hub.finish(session)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await cancelled(reader)
 
     @staticmethod
     async def _hello(requests: AsyncIterator[dispatcher.AgentMessage]) -> dispatcher.SessionHello:

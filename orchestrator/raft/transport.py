@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from swarm.cancellation import cancelled
 from swarm.channels import open_blocking_channel
 from swarm.clock import Clock
 from swarm.errors import HistoryCut, InvalidArgument, PermissionDenied, SwarmError, Unavailable, from_rpc
@@ -397,8 +398,7 @@ class RaftService(rpc.RaftServicer):
             if reading.done():
                 reading.result()
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await cancelled(reading)
             self._links.close_session(node_id, session)
 
     async def _read(self, node_id: str, requests: AsyncIterator[pb.RaftFrame], session: _Session) -> None:

@@ -27,7 +27,7 @@ def raise_if_cancelled() -> None:
 async def cancelled(*tasks: asyncio.Future[Any]) -> list[Any]:
     """Cancels the tasks, again and again where one does not notice, and returns their results or exceptions once all have
     ended."""
-    pending = set(tasks)
+    pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from swarm.cancellation import cancelled
+
 T = TypeVar("T")
 
 
@@ -69,8 +71,7 @@ class Pumped(Generic[T]):
         raise StopAsyncIteration
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await cancelled(self._task)
 
     async def __aenter__(self) -> Pumped[T]:
         return self

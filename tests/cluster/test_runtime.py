@@ -245,9 +245,8 @@ async def test_limits_are_enforced_and_running_out_of_memory_is_told(
     assert ended.exit_code == 137 and ended.out_of_memory
     assert "memory limit" in ended.reason
     assert (await bench.runtime.state("c")) == ended
-    assert (
-        list(Path.cwd().iterdir()) == []
-    )  # conmon's note of it lies with the container, not where the agent was started
+    # conmon's note of it lies with the container, not where the agent was started
+    assert list(Path.cwd().iterdir()) == []
 
 
 async def test_rlimits_that_the_host_refuses_do_not_stop_a_container(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from swarm.footprint import is_loaded, postponed
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module that raises when it is loaded a second time."""
+    """The name of a module that counts how often it is loaded (`loads`)."""
     name = "a_module_of_this_test"
     (tmp_path / f"{name}.py").write_text(
         "import sys\nsys.loads_of_this_test = getattr(sys, 'loads_of_this_test', 0) + 1\nANSWER = 42\n"
