@@ -11,9 +11,11 @@ import multiprocessing
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Annotated
 
 import typer
@@ -33,6 +35,8 @@ def run_group(seeds: range) -> tuple[Counter[str], str]:
             met.update(run_kind(seed))
         except Violation as violation:
             return met, str(violation)
+        except Exception:  # noqa: BLE001 – whatever the code under test raised, what matters is the seed that shows it
+            return met, f"seed {seed}: {traceback.format_exc()}"
         met["seeds"] += 1
     return met, ""
 
@@ -73,6 +77,11 @@ def soak(
                     f"{met['seeds']:,} of {seeds:,} seeds, {met['seeds'] / (now - begun) * 60:.0f} a minute",
                     flush=True,
                 )
+    except BrokenProcessPool:
+        print(
+            f"a process of the soak was killed from outside, after {met['seeds']:,} of {seeds:,} seeds; is memory short?"
+        )
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print(f"stopped after {met['seeds']:,} of {seeds:,} seeds, all of which kept every promise", file=sys.stderr)
         raise typer.Exit(130) from None
