@@ -105,6 +105,7 @@ class Member:
                 directories=Directories(self._options.state, self._options.run),
                 watermark=self._watermark,
                 starts=asyncio.Semaphore(max(1, cores // CORES_PER_START)),
+                node=self.description,
                 last_line=last_line,
                 on_started=parts.on_started,
             ),
@@ -199,13 +200,14 @@ class Member:
         return dispatcher.SessionHello(
             boot_id=self._boot_id,
             boot_counter=self.record.boot_counter,
-            description=describe(
-                self._options.hostname, self.record.address, self.record.agent_port, self._options.labels
-            ),
+            description=self.description(),
             seen_epoch=self.mirror.epoch,
             seen_index=self.mirror.index,
             cluster_id=self.record.cluster_id,
         )
+
+    def description(self) -> types.NodeDescription:
+        return describe(self._options.hostname, self.record.address, self.record.agent_port, self._options.labels)
 
     def settings(self, settings: dispatcher.SessionSettings) -> None:
         before = self.record

@@ -66,6 +66,7 @@ class TaskHost:
     directories: Directories
     watermark: Gate
     starts: asyncio.Semaphore  # bounds what starts at once, not what is pulled
+    node: Callable[[], types.NodeDescription]  # as the managers know it
     last_line: Callable[[Path], Awaitable[str]]  # the last line of a container's log
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     on_started: Callable[[float], None] = field(default=lambda _: None)  # seconds from assignment to running

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from swarm.errors import InvalidArgument, ResourceExhausted, SwarmError
 from swarm.process import run
+from swarm.templates import expand_container, values_of
 from swarm.v1 import types_pb2 as types
 
 from agent.images.interface import Image
@@ -42,6 +43,7 @@ async def prepare(
     The container is made in an empty network namespace while that gets its interfaces: making it takes longest of all, and
     its first process waits until it is told to start.
     """
+    spec = _filled_in(task, spec, host)
     container = spec.task.container
     if await host.runtime.state(task.id) is not None:
         await host.runtime.delete(task.id)  # an earlier agent process had not finished it
@@ -82,6 +84,17 @@ async def _create(
         await _provide_mounts(task, container, image, places)
         await host.runtime.create(wanted)
     return prepared
+
+
+def _filled_in(task: types.Task, spec: types.ServiceSpec, host: TaskHost) -> types.ServiceSpec:
+    """The spec with what its placeholders stand for in this task."""
+    container = expand_container(spec.task.container, values_of(task, spec, host.node()))
+    if container is spec.task.container:
+        return spec
+    filled = types.ServiceSpec()
+    filled.CopyFrom(spec)
+    filled.task.container.CopyFrom(container)
+    return filled
 
 
 def first_error(errors: BaseExceptionGroup) -> BaseException:

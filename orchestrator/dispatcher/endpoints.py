@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from swarm.names import task_name
+from swarm.templates import expanded, values_of
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
@@ -42,7 +43,7 @@ def endpoints_of(
 ) -> Iterator[dispatcher.Endpoint]:
     """The task's place on each of its networks."""
     serving = is_serving(task, node)
-    hostname = revision.spec.task.container.hostname if revision is not None else ""
+    hostname = _hostname(task, node, revision)
     for attachment in task.attachments:
         if attachment.network_id and attachment.address:
             yield dispatcher.Endpoint(
@@ -53,9 +54,18 @@ def endpoints_of(
                 address=attachment.address.partition("/")[0],
                 mac=attachment.mac,
                 serving=serving,
-                hostname=hostname or task_name(task.service_name, task.slot, task.node_id),
+                hostname=hostname,
                 slot=task.slot,
             )
+
+
+def _hostname(task: types.Task, node: types.Node | None, revision: types.ServiceRevision | None) -> str:
+    """The name that its network knows the task by: the container's own, where somebody gave it one."""
+    template = revision.spec.task.container.hostname if revision is not None else ""
+    if revision is not None and "{{" in template:
+        values = values_of(task, revision.spec, node.description if node is not None else types.NodeDescription())
+        template = expanded(template, values)
+    return template or task_name(task.service_name, task.slot, task.node_id)
 
 
 def service_endpoints_of(

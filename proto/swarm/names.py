@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 
 ENROLMENT_PORT = 2377  # joining: the port that people name, as with Docker Swarm
@@ -27,6 +28,25 @@ NODE_LEFT = "the node left the swarm"  # the status message of a node that is do
 # TLS names that a peer's certificate must carry (subject alternative names, beside the node's id).
 MANAGER_TLS_NAME = "swarm-manager"
 WORKER_TLS_NAME = "swarm-worker"
+
+MAX_HOST_NAME = 63  # characters of a container's host name: the kernel takes 64
+_HOST_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*")
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+
+
+def is_domain(text: str) -> bool:
+    """Labels of letters, digits and hyphens between dots, of any length."""
+    return _HOST_NAME.fullmatch(text) is not None
+
+
+def is_host_name(text: str) -> bool:
+    """Whether a container may be called so."""
+    return len(text) <= MAX_HOST_NAME and is_domain(text)
+
+
+def is_volume_name(text: str) -> bool:
+    """Two or more letters, digits, `_`, `.`, `-`: also a directory's name that leads nowhere else."""
+    return _VOLUME_NAME.fullmatch(text) is not None
 
 
 def endpoint_mac(address: str) -> str:

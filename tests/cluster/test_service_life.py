@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,20 @@ def test_the_task_sees_the_address_of_the_real_client(lab: TestLab) -> None:
     for host in lab.layout.hosts:
         answer = eventually(lambda host=host: lab.get(host.name, PORT))
         assert f"client {lab.layout.gateway} " in answer
+
+
+def test_each_task_fills_in_the_placeholders(lab: TestLab) -> None:
+    env = "WHERE={{.Service.Name}}.{{.Task.Slot}}@{{.Node.Hostname}}"
+    mount = "type=volume,source=data-{{.Task.Slot}},target=/data"
+    create_web(lab, 2, "--env", env, "--hostname", "web-{{.Task.Slot}}", "--mount", mount)
+    tasks = lab.running("web")
+    assert len(tasks) == 2
+    for task in tasks:
+        pid, slot = lab.task_pid(task.id)[1], task.name.rpartition(".")[2]
+        environment = (Path("/proc") / str(pid) / "environ").read_text().split("\0")
+        assert {f"WHERE=web.{slot}@{task.node}", f"HOSTNAME=web-{slot}"} <= set(environment)
+        assert f"/volumes/data-{slot} /data " in (Path("/proc") / str(pid) / "mountinfo").read_text()
+        assert lab.resolve(tasks[0].id, f"web-{slot}") != []
 
 
 def test_scale_up_and_down_and_the_port_follows(lab: TestLab) -> None:

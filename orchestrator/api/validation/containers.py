@@ -7,8 +7,10 @@ import re
 from collections.abc import Sequence
 
 from swarm.errors import InvalidArgument
+from swarm.names import MAX_HOST_NAME, is_domain, is_host_name, is_volume_name
 from swarm.references import parse_image_reference
 from swarm.signals import parse_signal
+from swarm.templates import SAMPLE, expand_container
 from swarm.v1 import types_pb2
 
 from orchestrator.api.validation.fields import (
@@ -24,10 +26,7 @@ MAX_ENTRIES = 1024  # of env, arguments, mounts, hosts
 MAX_TEXT = 128 << 10  # of one argument or variable: Linux's own bound
 SHORTEST_HEALTH_DURATION = 0.001  # seconds
 MAX_TMPFS_MODE = 0o7777
-MAX_HOST_NAME = 63
 MAX_USER = 256  # characters of a user's or group's name
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_HOST_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CAPABILITY = re.compile(r"(?i)(cap_)?[a-z_]+|all")
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_*-]+)+")
@@ -41,6 +40,10 @@ _ULIMITS = frozenset(
 
 def check_container(field: str, spec: types_pb2.ContainerSpec) -> None:
     """Raises InvalidArgument, naming the part of `field` that is wrong."""
+    try:
+        spec = expand_container(spec, SAMPLE)
+    except InvalidArgument as error:
+        raise refuse(field, str(error)) from None
     try:
         parse_image_reference(spec.image)
     except InvalidArgument as error:
@@ -131,7 +134,7 @@ def _check_mount(field: str, mount: types_pb2.Mount) -> None:
         if not mount.source.startswith("/"):
             raise refuse(f"{field}.source", f"a bind mount needs an absolute path of the host, not {mount.source!r}")
     elif mount.type == types_pb2.MOUNT_TYPE_VOLUME:
-        if mount.source and not _VOLUME_NAME.fullmatch(mount.source):
+        if mount.source and not is_volume_name(mount.source):
             raise refuse(
                 f"{field}.source", f"{mount.source!r} is not a volume name: two or more letters, digits, '_', '.', '-'"
             )
@@ -149,18 +152,18 @@ def _check_mount(field: str, mount: types_pb2.Mount) -> None:
 
 
 def _check_names(field: str, spec: types_pb2.ContainerSpec) -> None:
-    if spec.hostname and (len(spec.hostname) > MAX_HOST_NAME or not _HOST_NAME.fullmatch(spec.hostname)):
+    if spec.hostname and not is_host_name(spec.hostname):
         raise refuse(f"{field}.hostname", f"{spec.hostname!r} is not a host name of at most {MAX_HOST_NAME} characters")
     check_count(f"{field}.hosts", len(spec.hosts), MAX_ENTRIES)
     for line in spec.hosts:
         words = line.split()
-        if len(words) < 2 or not _is_address(words[0]) or not all(_HOST_NAME.fullmatch(name) for name in words[1:]):
+        if len(words) < 2 or not _is_address(words[0]) or not all(is_domain(name) for name in words[1:]):
             raise refuse(f"{field}.hosts", f"{line!r} is not `ADDRESS NAME`")
     for server in spec.dns.nameservers:
         if not _is_address(server):
             raise refuse(f"{field}.dns.nameservers", f"{server!r} is not an IP address")
     for domain in spec.dns.search:
-        if domain != "." and not _HOST_NAME.fullmatch(domain.strip(".").replace("_", "-")):
+        if domain != "." and not is_domain(domain.strip(".").replace("_", "-")):
             raise refuse(f"{field}.dns.search", f"{domain!r} is not a domain")
     for option in spec.dns.options:
         if not option or not _is_unbroken(option):

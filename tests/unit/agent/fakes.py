@@ -328,6 +328,7 @@ class FakeHost:
                 directories=Directories(self.state, self.state / "run"),
                 watermark=self.watermark,
                 starts=asyncio.Semaphore(4),
+                node=lambda: types.NodeDescription(hostname="host", os="linux", architecture="amd64"),
                 last_line=last_line,
                 sleep=self.sleep,
             ),

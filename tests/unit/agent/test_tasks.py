@@ -79,6 +79,17 @@ async def test_a_task_runs(agents: Agents) -> None:
     assert settings.hostname == "t1"
 
 
+async def test_placeholders_are_filled_in_for_the_task(agents: Agents) -> None:
+    host, tasks = agents.host, await agents.start()
+    env = ["SLOT={{.Task.Slot}}", "ON={{.Node.Hostname}}"]
+    container = types.ContainerSpec(image="web", hostname="web-{{.Task.Slot}}", env=env)
+    tasks.apply(world(make_task(), container=container))
+    await host.sink.until("t1", RUNNING)
+    settings = host.runtime.held["t1"].settings
+    assert settings.hostname == "web-1"
+    assert {"SLOT=1", "ON=host", "HOSTNAME=web-1"} <= set(settings.environment)
+
+
 async def test_a_stop_is_reported_when_container_and_network_are_gone(agents: Agents) -> None:
     host, tasks = agents.host, await agents.start()
     tasks.apply(world(make_task()))

@@ -169,6 +169,11 @@ BAD_SERVICES: list[tuple[Spoil, str]] = [
     (lambda spec: mount(spec, "BIND", source="data", target="/data"), "needs an absolute path of the host"),
     (lambda spec: mount(spec, "VOLUME", source="data", target="data"), "must be an absolute path in the container"),
     (lambda spec: mount(spec, "VOLUME", source="a/b", target="/data"), "'a/b' is not a volume name"),
+    (
+        lambda spec: mount(spec, "VOLUME", source="{{.Task.Slott}}", target="/data"),
+        "'{{.Task.Slott}}' is no placeholder",
+    ),
+    (lambda spec: spec.task.container.env.append("A={{ user }}"), "task.container: '{{ user }}' is no placeholder"),
     (lambda spec: mount(spec, "VOLUME", source="ab", target="/"), "cannot be mounted over"),
     (lambda spec: mount(spec, "TMPFS", source="ab", target="/t"), "a tmpfs mount has no source"),
     (lambda spec: mount(spec, "VOLUME", source="ab", target="/t", tmpfs_size_bytes=1), "for tmpfs mounts only"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swarm.v1 import types_pb2 as types
 
-from orchestrator.dispatcher.endpoints import service_endpoints_of
+from orchestrator.dispatcher.endpoints import endpoints_of, service_endpoints_of
 
 PORT = types.PortConfig(target_port=80, published_port=8080, protocol=types.PORT_PROTOCOL_TCP)
 HOST_PORT = types.PortConfig(target_port=80, published_port=8080, mode=types.PUBLISH_MODE_HOST)
@@ -28,3 +28,15 @@ def test_published_ports_are_told_on_the_ingress_network_though_it_has_no_virtua
 def test_without_ingress_ports_a_service_is_not_on_the_ingress_network() -> None:
     for ports in ((), (HOST_PORT,)):
         assert {e.network_id for e in service_endpoints_of(service(*ports), "ingress", "default")} == {"default"}
+
+
+def test_a_tasks_own_host_name_is_told_with_its_placeholders_filled_in() -> None:
+    container = types.ContainerSpec(hostname="{{.Node.Hostname}}-{{.Task.Slot}}")
+    revision = types.ServiceRevision(id="r", spec=types.ServiceSpec(task=types.TaskSpec(container=container)))
+    node = types.Node(id="n", description=types.NodeDescription(hostname="host-a"))
+    task = types.Task(
+        id="t", service_name="web", slot=3, node_id="n", revision_id="r",
+        attachments=[types.NetworkAttachment(network_id="default", address="10.0.0.5/20")],
+    )  # fmt: skip
+    assert [endpoint.hostname for endpoint in endpoints_of(task, node, revision)] == ["host-a-3"]
+    assert [endpoint.hostname for endpoint in endpoints_of(task, node, None)] == ["web.3"]
