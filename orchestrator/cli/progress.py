@@ -1,8 +1,9 @@
-"""Waiting until a service runs as it should, and showing the way there.
+"""Waiting until a service runs as it should, or will not do so any more, and showing the way there.
 
 `Tracker` is pure: fed with the answers of WatchService, it says what there is to show and how the wait ended. `wait` is
 the shell around it: it follows the stream (over the loss of a manager), draws with rich in a terminal and prints plain
-lines in a pipe. Ctrl-C stops waiting, not the service.
+lines in a pipe. The stream shows the current task of each slot; where that is not enough to judge by (`endings`), the
+shell asks for all tasks. Ctrl-C stops waiting, not the service.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,9 @@ from swarm.errors import DeadlineExceeded, NotFound
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
-from orchestrator.cli import output, words
+from orchestrator.cli import endings, output, words
 from orchestrator.cli.caller import Caller
+from orchestrator.cli.invocation import PAGE_SIZE, pages
 from orchestrator.cli.task_words import problem_of, task_label
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MONITOR = 5.0  # seconds that the managers watch an updated task for where the service does not say
 APPEAR_TIMEOUT = 5.0  # seconds until every manager must know a service that one of them has just created
+STABLE_SECONDS = 1.0  # that tasks run, while others have ended for good, before they count as ones that stay
+_BARE_MESSAGES = ("", "rollback completed")  # of a rollback's end: they do not say why it began
 _FAILED_UPDATES = {
     types.UPDATE_STATE_PAUSED: "the update of service {name} is paused",
     types.UPDATE_STATE_ROLLBACK_PAUSED: "the rollback of service {name} is paused",
@@ -62,7 +66,9 @@ class Tracker:
     latest: control.ServiceProgress | None = None
     outcome: Outcome = Outcome.WAITING
     verdict: str = ""
+    lacks_reason: bool = False  # the verdict is a failure, and nobody said of what
     _told: set[tuple[str, str]] = field(default_factory=set)
+    _why_rolled_back: str = ""
 
     def feed(self, progress: control.ServiceProgress) -> list[str]:
         """Takes an answer in; returns the errors of tasks that have not been told yet."""
@@ -74,9 +80,7 @@ class Tracker:
         if failure:
             self.outcome, self.verdict = Outcome.FAILED, failure
         elif progress.converged:
-            self.outcome = Outcome.CONVERGED
-            verb = "rolled back" if self.rolling_back else "converged"
-            self.verdict = f"verify: Service {service.spec.name} {verb}"
+            self._converge()
         return self._news(progress)
 
     def _failure(self, service: types.Service) -> str:
@@ -84,10 +88,35 @@ class Tracker:
         if (status.state, status.started_at.ToNanoseconds()) == (before.state, before.started_at.ToNanoseconds()):
             return ""
         sentence = _FAILED_UPDATES.get(status.state, "")
+        if status.state == types.UPDATE_STATE_ROLLBACK_STARTED:
+            self._why_rolled_back = status.message.removeprefix("update rolled back: ")
         if not sentence or (self.rolling_back and status.state == types.UPDATE_STATE_ROLLBACK_COMPLETED):
             return ""
-        reason = f": {status.message}" if status.message else ""
-        return f"{sentence.format(name=service.spec.name)}{reason}"
+        reason = status.message
+        if status.state == types.UPDATE_STATE_ROLLBACK_COMPLETED and reason in _BARE_MESSAGES:
+            reason = self._why_rolled_back
+            self.lacks_reason = not reason
+        return f"{sentence.format(name=service.spec.name)}{f': {reason}' if reason else ''}"
+
+    def explain(self, tasks: Iterable[types.Task]) -> None:
+        """Adds to a verdict that `lacks_reason` which task failed first, of all tasks of the service."""
+        failed = endings.first_failure(tasks, self.changed.revision_id)
+        self.lacks_reason = False
+        if failed is not None:
+            self.verdict += f": task {task_label(failed)} {endings.reason_of(failed)}"
+
+    def settle(self, found: endings.Standstill) -> None:
+        """Ends the wait: nothing of the service will change by itself any more."""
+        if found.failed:
+            self.outcome = Outcome.FAILED
+            self.verdict = f"service {self.changed.spec.name} did not converge: {found.failure()}"
+            return
+        self._converge(found.remark() or "its update is still paused")
+
+    def _converge(self, remark: str = "") -> None:
+        verb = "rolled back" if self.rolling_back else "converged"
+        self.outcome = Outcome.CONVERGED
+        self.verdict = f"verify: Service {self.changed.spec.name} {verb}{f': {remark}' if remark else ''}"
 
     def _news(self, progress: control.ServiceProgress) -> list[str]:
         found = []
@@ -129,12 +158,7 @@ class Tracker:
 
 
 def _done(task: types.Task, service: types.Service) -> bool:
-    return (
-        task.revision_id == service.revision_id
-        and task.status.state == types.TASK_STATE_RUNNING
-        and task.desired_state == types.TASK_STATE_RUNNING
-        and task.status.health in (types.HEALTH_STATE_UNSPECIFIED, types.HEALTH_STATE_HEALTHY)
-    )
+    return task.revision_id == service.revision_id and endings.is_settled(task)
 
 
 def wait(
@@ -147,8 +171,8 @@ def wait(
 ) -> None:
     """Waits until `service`, as a change left it, has converged.
 
-    Raises NotConverged where the update was paused or rolled back, or `timeout` seconds have passed. Returns with a note on
-    Ctrl-C.
+    Raises NotConverged where the update was paused or rolled back, tasks failed for good, or `timeout` seconds have passed.
+    Returns with a note on Ctrl-C.
     """
     tracker = Tracker(service, rolling_back)
     display: _Display = _Quiet() if quiet else _Live() if output.is_terminal() else _Lines()
@@ -159,6 +183,8 @@ def wait(
                 for problem in tracker.feed(progress):
                     display.problem(problem)
                 display.show(tracker)
+                if tracker.outcome is Outcome.WAITING:
+                    _look_for_the_end(managers, tracker)
                 if tracker.outcome is not Outcome.WAITING:
                     break
     except KeyboardInterrupt:
@@ -174,11 +200,41 @@ def wait(
             f"{done} of {words.plural(desired, 'task')} running; it goes on in the background"
         ) from None
     if tracker.outcome is Outcome.FAILED:
+        if tracker.lacks_reason:
+            tracker.explain(_all_tasks(managers, service.id))
         raise NotConverged(tracker.verdict)
     if tracker.outcome is Outcome.WAITING:
         raise NotFound(f"service {service.spec.name} was removed while it was waited for")
     if not quiet:
         output.line(tracker.verdict)
+
+
+def _look_for_the_end(managers: Caller[ControlStub], tracker: Tracker) -> None:
+    """Settles the tracker where the tasks that do not run never will."""
+    latest = tracker.latest
+    if latest is None or not endings.may_stand_still(latest):
+        return
+    found = endings.standstill(latest.summary, _all_tasks(managers, latest.summary.service.id))
+    if found is not None and found.running:  # those may be about to end as the others did
+        threading.Event().wait(STABLE_SECONDS)
+        found = endings.standstill(latest.summary, _all_tasks(managers, latest.summary.service.id))
+    if found is not None:
+        tracker.settle(found)
+
+
+def _all_tasks(managers: Caller[ControlStub], service_id: str) -> list[types.Task]:
+    """The tasks of a service, with those that ended and are remembered."""
+    wanted = [control.Filter(key="service", value=service_id)]
+    return [
+        task
+        for page in pages(
+            lambda token: managers.call(
+                lambda stub: stub.ListTasks,
+                control.ListTasksRequest(filters=wanted, page_size=PAGE_SIZE, page_token=token),
+            )
+        )
+        for task in page.tasks
+    ]
 
 
 def _answers(
