@@ -1,4 +1,5 @@
-"""Tasks as `service ps` and `node ps` show them: the newest of each slot, and below it, indented, what it replaced."""
+"""Tasks as `service ps` and `node ps` show them: those that are wanted in each slot, and below them, indented, what they
+replaced."""
 
 from __future__ import annotations
 
@@ -58,16 +59,27 @@ def print_tasks(managers: Caller[ControlStub], wanted: list[control.Filter], opt
 
 
 def in_order(found: Iterable[tuple[types.Task, control.TaskNames]]) -> list[Line]:
-    """By service and slot (or node), the newest first; all but the newest of a slot are history."""
+    """By service and slot (or node): first who is wanted to run, then who is to take over, then the others, each kind with the
+    newest first. The others are history, but for the one that is the first of its slot."""
     ordered = sorted(found, key=lambda pair: _created(pair[0]), reverse=True)
-    ordered.sort(key=lambda pair: _place(pair[0]))
+    ordered.sort(key=lambda pair: (_place(pair[0]), _standing(pair[0])))
     lines = []
     before: tuple[Any, ...] | None = None
     for task, names in ordered:
         place = _place(task)
-        lines.append(Line(task, names, history=place == before))
+        lines.append(Line(task, names, history=place == before and _standing(task) == _GONE))
         before = place
     return lines
+
+
+_SERVING, _NEXT, _GONE = range(3)
+
+
+def _standing(task: types.Task) -> int:
+    """A newer task is not always the one that serves: an update that is prepared, or was taken back, left one behind."""
+    if task.desired_state > types.TASK_STATE_RUNNING:
+        return _GONE
+    return _SERVING if task.desired_state == types.TASK_STATE_RUNNING else _NEXT
 
 
 def _place(task: types.Task) -> tuple[str, int, str]:
@@ -92,8 +104,13 @@ def task_row(line: Line, whole: bool, now: float) -> list[str | Cell]:
         words.enum_word(types.TaskState.DESCRIPTOR, task.desired_state).capitalize(),
         Cell(f"{state.capitalize()}{age}{_health(task)}", _style(line)),
         Cell(words.shorten(problem_of(task) or names.node_problem, MAX_ERROR, whole), "red"),
-        ports.describe(task.host_ports),
+        ports.describe(task.host_ports if _has_ports(task) else ()),
     ]
+
+
+def _has_ports(task: types.Task) -> bool:
+    """Whether its host keeps the ports for it: no host does before it is placed, nor after it ended."""
+    return types.TASK_STATE_ASSIGNED <= task.status.state <= types.TASK_STATE_RUNNING
 
 
 def _health(task: types.Task) -> str:

@@ -14,6 +14,7 @@ from swarm.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
+from orchestrator.cli.task_table import in_order
 from tests.unit.cli.conftest import Result, Script
 
 Run = Callable[..., Result]
@@ -307,6 +308,39 @@ def test_ps_shows_history_below_the_newest(script: Script, swarmctl: Run) -> Non
     ]  # fmt: skip
     assert "oldtask00000    \\_ web.1" in result.out  # indented by one
     assert script.only("ListTasks").filters[0] == control.Filter(key="service", value=ID)
+
+
+def test_ps_shows_first_who_serves_then_who_is_to_take_over() -> None:
+    def made(number: int, desired: int, state: int = types.TASK_STATE_RUNNING) -> tuple[types.Task, control.TaskNames]:
+        one = task(1, state, meta=types.Meta(created_index=number))
+        one.desired_state = desired  # type: ignore[assignment]
+        return one, control.TaskNames()
+
+    serving = made(1, types.TASK_STATE_RUNNING)
+    next_one = made(4, types.TASK_STATE_READY, types.TASK_STATE_PREPARING)
+    failed = [made(number, types.TASK_STATE_SHUTDOWN, types.TASK_STATE_FAILED) for number in (2, 3)]
+    lines = in_order([serving, *failed, next_one])
+    assert [(line.task.meta.created_index, line.history) for line in lines] == [
+        (1, False), (4, False), (3, True), (2, True),
+    ]  # fmt: skip
+    assert [line.history for line in in_order(failed)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [
+        (types.TASK_STATE_PENDING, False),
+        (types.TASK_STATE_ASSIGNED, True),
+        (types.TASK_STATE_RUNNING, True),
+        (types.TASK_STATE_REJECTED, False),
+        (types.TASK_STATE_SHUTDOWN, False),
+    ],
+)
+def test_ps_shows_ports_where_a_host_keeps_them(script: Script, swarmctl: Run, state: int, shown: bool) -> None:
+    one = task(1, state, host_ports=[types.PortConfig(target_port=80, published_port=8080)])
+    script.answers["GetService"] = control.GetServiceResponse(summary=summary())
+    script.answers["ListTasks"] = control.ListTasksResponse(tasks=[one], names=[control.TaskNames(task="web.1")])
+    assert ("*:8080->80/tcp" in swarmctl("service", "ps", "web").out) == shown
 
 
 def test_ps_says_why_a_task_gets_no_address(script: Script, swarmctl: Run) -> None:
