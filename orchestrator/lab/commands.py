@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from swarm.errors import InvalidArgument, NotFound
+from swarm.labs import DEFAULT_LAB
 
-from orchestrator.lab.layout import DEFAULT_LAB, LabLayout, load
+from orchestrator.lab.layout import LabLayout, load
 
 T = TypeVar("T")
 

@@ -16,15 +16,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from swarm.errors import InvalidArgument, NotFound, ResourceExhausted
+from swarm import labs
+from swarm.errors import InvalidArgument, ResourceExhausted
 from swarm.identity import write_atomically
+from swarm.labs import DESCRIPTION, no_host
 from swarm.names import CONTROL_SOCKET, NODE_SOCKET
 
 POOL = ipaddress.ip_network("198.18.0.0/15")
-RUN_ROOT = Path("/run/swarm-lab")
+RUN_ROOT = labs.RUN_ROOT
 STATE_ROOT = Path("/var/lib/swarm-lab")
 CGROUP_ROOT = "/swarm-lab"
-DEFAULT_LAB = "default"
 
 GATEWAY_HOST_NUMBER = 254  # the machine itself
 REGISTRY_HOST_NUMBER = 253  # in the switch namespace
@@ -122,18 +123,24 @@ class LabLayout:
 
     @property
     def file(self) -> Path:
-        return self.run_directory / "lab.json"
+        return self.run_directory / DESCRIPTION
 
     @property
     def managers(self) -> tuple[LabHost, ...]:
         return tuple(host for host in self.hosts if host.role == "manager")
+
+    @property
+    def size(self) -> str:
+        """`3 managers and 1 worker`."""
+        managers = len(self.managers)
+        return f"{_counted(managers, 'manager')} and {_counted(len(self.hosts) - managers, 'worker')}"
 
     def host(self, name: str) -> LabHost:
         """Raises NotFound with the names that there are."""
         for host in self.hosts:
             if host.name == name:
                 return host
-        raise NotFound(f"lab {self.name!r} has no host {name!r}; it has {', '.join(host.name for host in self.hosts)}")
+        raise no_host(self.name, name, (host.name for host in self.hosts))
 
     def save(self) -> None:
         """For `swarmctl`, which finds the lab's sockets here, and for the next call of this program."""
@@ -145,6 +152,10 @@ class LabLayout:
             "nodes": [{**asdict(host), "run_dir": str(host.run_directory)} for host in self.hosts],
         }
         write_atomically(self.file, json.dumps(document, indent=1).encode(), mode=0o644)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def subnet_of(number: int) -> ipaddress.IPv4Network:
@@ -183,7 +194,7 @@ def load(name: str) -> LabLayout | None:
     """The layout of a lab that was built before; None where there is none or its description is damaged."""
     check_name(name)
     try:
-        document = json.loads((RUN_ROOT / name / "lab.json").read_text())
+        document = json.loads((RUN_ROOT / name / DESCRIPTION).read_text())
         hosts = tuple(LabHost(name, node["name"], node["role"], node["address"]) for node in document["nodes"])
         return LabLayout(name, int(document["number"]), hosts)
     except (OSError, ValueError, KeyError, TypeError):

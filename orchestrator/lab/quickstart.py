@@ -1,8 +1,9 @@
 """`./dev quickstart`: from nothing to a running, load-balanced service, told step by step.
 
-Builds the default lab (or completes the one that is there; one that cannot be revived is replaced), builds the example
+Builds the default lab (or completes the one that is there; remains that hold no swarm are replaced), builds the example
 image on one host, deploys it on all, calls it through the published port of several hosts, and says what to try next.
-Everything goes through `swarmctl`, as a user would do it.
+Everything goes through `swarmctl`, as a user would do it. What a user has made meanwhile is left alone: a lab whose swarm
+does not come up, a service of the same name that is another one, the number of its replicas.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from typing import Any
 
 import typer
 from swarm import process
-from swarm.errors import DeadlineExceeded, FailedPrecondition, SwarmError
+from swarm.errors import DeadlineExceeded, FailedPrecondition, NotFound, SwarmError, Unavailable
+from swarm.labs import DEFAULT_LAB
 
 from orchestrator.lab import lab
-from orchestrator.lab.layout import DEFAULT_LAB, LabLayout, load
+from orchestrator.lab.layout import LabLayout, load
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "compose-examples" / "web"
 BUSYBOX = Path("/bin/busybox")
 PUBLISHED_PORT = 8080
 REPLICAS = 3
 ANSWER_TIMEOUT = 30.0
+# Whatever else this shell is set to: all that follows is about the default lab.
+TARGET = {"SWARM_LAB": DEFAULT_LAB, "SWARM_HOST": "", "SWARM_TLS": "", "SWARM_NODE": ""}
 _started = time.monotonic()
 
 
@@ -47,20 +51,30 @@ def show(text: str) -> None:
 async def swarmctl(*arguments: str, check: bool = True, timeout: float = 180) -> process.Completed:
     """Runs our own `swarmctl`. Raises SwarmError with its sentence where it fails."""
     program = Path(sys.executable).parent / "swarmctl"
-    done = await process.run([program, *arguments], check=False, timeout=timeout)
+    done = await process.run([program, *arguments], check=False, timeout=timeout, env=TARGET)
     if check and done.exit_code != 0:
         raise SwarmError(f"`swarmctl {' '.join(arguments)}` failed: {done.complaint.removeprefix('Error: ')}")
     return done
 
 
 async def build_lab() -> LabLayout:
-    """The default lab, running. One that does not come up again is replaced."""
+    """The default lab, running. Remains that hold no swarm are replaced; any others are for their owner to remove.
+
+    Raises FailedPrecondition with the words to type.
+    """
     try:
         return await lab.up(DEFAULT_LAB, 3, 2, say)
-    except (DeadlineExceeded, FailedPrecondition) as error:
-        if load(DEFAULT_LAB) is None:
+    except (DeadlineExceeded, FailedPrecondition, Unavailable) as error:
+        layout = load(DEFAULT_LAB)
+        if layout is None:
             raise
-        say(f"The lab that was here does not come up ({error}); building it anew")
+        holders = lab.holders(layout)
+        if holders:
+            raise FailedPrecondition(
+                f"the lab that is here does not come up: {error}. The state of its swarm is on {', '.join(holders)} and stays"
+                " there; mend it, or remove the lab with all that it holds (`swarmctl lab down`) and repeat `./dev quickstart`"
+            ) from error
+        say(f"The lab that was here does not come up and holds no swarm any more ({error}); building it anew")
         await lab.down(DEFAULT_LAB, say)
         return await lab.up(DEFAULT_LAB, 3, 2, say)
 
@@ -76,21 +90,47 @@ async def build_image() -> None:
 
 
 async def deploy() -> None:
-    """Creates the service, or updates the one of an earlier run; then its replicas are on as many nodes."""
-    exists = (await swarmctl("service", "inspect", "web", check=False)).exit_code == 0
-    if not exists:
+    """Creates the service. One of an earlier run keeps what was changed of it, as far as REPLICAS nodes can answer."""
+    found = await swarmctl("service", "inspect", "web", check=False)
+    if found.exit_code == NotFound.exit_code:
+        say(f"Deploying {REPLICAS} replicas of `web`, published on port {PUBLISHED_PORT} of every host")
         await swarmctl(
             "service", "create", "--name", "web", "--replicas", str(REPLICAS),
             "--publish", f"{PUBLISHED_PORT}:80", "web",
         )  # fmt: skip
         return
-    await swarmctl(
-        "service", "update", "--image", "web", "--replicas", str(REPLICAS), "--update-parallelism", "0", "web"
-    )
-    if len({place.node for place in (await places()).values()}) < REPLICAS:
+    if found.exit_code != 0:
+        raise SwarmError(found.complaint.removeprefix("Error: "))
+    replicas = replicas_of(json.loads(found.text)[0]["service"])
+    if replicas >= REPLICAS:
+        say(f"The service `web` is there with {replicas} replicas, which it keeps")
+        await swarmctl("service", "update", "--image", "web", "web")  # does nothing where the image is the same
+    else:
+        say(f"The service `web` is there with only {replicas} of {REPLICAS} replicas; scaling it to {REPLICAS}")
+        replicas = REPLICAS
+        await swarmctl("service", "update", "--image", "web", "--replicas", str(REPLICAS), "web")
+    nodes = len({place.node for place in (await places()).values()})
+    if nodes < REPLICAS:
         # what hosts that were away or other scales left: placed anew, they are spread
+        say(f"Its replicas are on fewer than {REPLICAS} nodes ({nodes}); stopping them all and placing them anew")
         await swarmctl("service", "scale", "web=0")
-        await swarmctl("service", "scale", f"web={REPLICAS}")
+        await swarmctl("service", "scale", f"web={replicas}")
+
+
+def replicas_of(service: Mapping[str, Any]) -> int:
+    """How many replicas the example service has; `service` is the object that `service inspect` shows.
+
+    Raises FailedPrecondition where it is another one of that name: not ours to change.
+    """
+    spec = service["spec"]
+    image = spec["task"]["container"]["image"]
+    ports = {(port["published_port"], port["target_port"]) for port in spec["ports"]}
+    if image != "web" or (PUBLISHED_PORT, 80) not in ports or "replicated" not in spec["mode"]:
+        raise FailedPrecondition(
+            f"the lab has a service `web` (image {image}) that is not the quickstart's, or no longer; if nobody needs it,"
+            " remove it with `swarmctl service rm web` and repeat `./dev quickstart`"
+        )
+    return int(spec["mode"]["replicated"]["replicas"])
 
 
 @dataclass(frozen=True)
@@ -172,7 +212,6 @@ async def main() -> None:
     layout = await build_lab()
     say("Building the image `web` and pushing it to the lab's registry")
     await build_image()
-    say(f"Deploying {REPLICAS} replicas of `web`, published on port {PUBLISHED_PORT} of every host")
     await deploy()
     say("Calling it through the hosts' published port")
     answers = await call({host.name: host.address for host in layout.hosts})

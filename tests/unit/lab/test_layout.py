@@ -55,3 +55,11 @@ def test_interface_names_fit_the_kernel_even_for_the_last_subnet() -> None:
     layout = plan("t", 1, 0, [subnet_of(number) for number in range(511)])
     assert layout.number == 511
     assert len(layout.uplink) <= 15
+
+
+@pytest.mark.parametrize(
+    ("managers", "workers", "size"),
+    [(3, 2, "3 managers and 2 workers"), (1, 0, "1 manager and 0 workers"), (1, 1, "1 manager and 1 worker")],
+)
+def test_a_size_in_words(managers: int, workers: int, size: str) -> None:
+    assert plan("t", managers, workers, []).size == size

@@ -1,13 +1,19 @@
-"""Which answers the quickstart prints: one from each of three containers on three nodes."""
+"""Which answers the quickstart prints: one from each of three containers on three nodes; and what it leaves alone."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from swarm.errors import DeadlineExceeded
+from swarm.errors import DeadlineExceeded, FailedPrecondition, NotFound, SwarmError, Unavailable
+from swarm.process import Completed
 
+from orchestrator.lab import lab, quickstart
+from orchestrator.lab.layout import LabLayout, plan
 from orchestrator.lab.quickstart import Place, call, placed
 
 HOSTS = {"m1": "10.0.0.1", "w1": "10.0.0.2"}
@@ -66,3 +72,145 @@ def test_only_tasks_that_run_and_shall_are_places() -> None:
         task("new", "preparing", "running"),
     ]
     assert placed(tasks) == {"abcdefghijkl": Place("web.1", "m1")}
+
+
+# ------------------------------------------------------------------------------------------------------- the second time
+
+
+def web(replicas: int, image: str = "web", port: int = 8080) -> dict[str, object]:
+    return {
+        "spec": {
+            "name": "web",
+            "task": {"container": {"image": image}},
+            "mode": {"replicated": {"replicas": replicas}},
+            "ports": [{"published_port": port, "target_port": 80}],
+        }
+    }
+
+
+class Commands:
+    """Stands for `swarmctl`: the service that is there, tasks on so many nodes; remembers what was changed."""
+
+    def __init__(self, service: dict[str, object] | None, nodes: int = 3) -> None:
+        self.service, self.nodes = service, nodes
+        self.ran: list[str] = []
+
+    async def __call__(self, *arguments: str, check: bool = True, timeout: float = 0) -> Completed:
+        answer: object = ""
+        code = 0
+        if arguments[:2] == ("service", "inspect"):
+            answer, code = [{"service": self.service}], 0 if self.service else NotFound.exit_code
+        elif arguments[:2] == ("service", "ps"):
+            answer = [
+                {
+                    "id": f"{number:012}abc", "names": {"task": f"web.{number}", "node": f"n{number % self.nodes}"},
+                    "status": {"state": "running"}, "desired_state": "running",
+                }
+                for number in range(6)
+            ]  # fmt: skip
+        else:
+            self.ran.append(" ".join(arguments))
+        return Completed(arguments, code, json.dumps(answer).encode(), b"")
+
+
+async def deployed(monkeypatch: pytest.MonkeyPatch, commands: Commands) -> list[str]:
+    monkeypatch.setattr(quickstart, "swarmctl", commands)
+    await quickstart.deploy()
+    return commands.ran
+
+
+async def test_a_service_keeps_the_replicas_that_somebody_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a newcomer: the second quickstart silently made three of six."""
+    assert await deployed(monkeypatch, Commands(web(6))) == ["service update --image web web"]
+
+
+async def test_too_few_replicas_for_three_nodes_are_made_three_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await deployed(monkeypatch, Commands(web(1))) == ["service update --image web --replicas 3 web"]
+    assert "only 1 of 3 replicas; scaling it to 3" in capsys.readouterr().out
+
+
+async def test_replicas_that_crowd_on_few_nodes_are_placed_anew_in_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran = await deployed(monkeypatch, Commands(web(6), nodes=2))
+    assert ran[1:] == ["service scale web=0", "service scale web=6"]
+
+
+async def test_a_first_time_creates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await deployed(monkeypatch, Commands(None)) == [
+        "service create --name web --replicas 3 --publish 8080:80 web"
+    ]
+
+
+@pytest.mark.parametrize("service", [web(3, image="nginx"), web(3, port=80)])
+async def test_another_service_of_that_name_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, service: dict[str, object]
+) -> None:
+    commands = Commands(service)
+    with pytest.raises(FailedPrecondition, match=r"not the quickstart's.*`swarmctl service rm web`"):
+        await deployed(monkeypatch, commands)
+    assert not commands.ran
+
+
+class Labs:
+    """Stands for `lab`: the first `up` fails as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: SwarmError, holders: list[str]) -> None:
+        self.did: list[str] = []
+        self.failure: SwarmError | None = failure
+        layout = plan("default", 3, 2, [])
+        monkeypatch.setattr(lab, "up", self.up)
+        monkeypatch.setattr(lab, "down", self.down)
+        monkeypatch.setattr(lab, "holders", lambda layout: holders)
+        monkeypatch.setattr(quickstart, "load", lambda name: layout)
+
+    async def up(self, name: str, managers: int, workers: int, say: object) -> LabLayout:
+        self.did.append("up")
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        return plan(name, managers, workers, [])
+
+    async def down(self, name: str, say: object) -> None:
+        self.did.append("down")
+
+
+@pytest.mark.parametrize("kind", [DeadlineExceeded, FailedPrecondition, Unavailable])
+async def test_a_lab_that_holds_a_swarm_is_not_destroyed(
+    monkeypatch: pytest.MonkeyPatch, kind: type[SwarmError]
+) -> None:
+    """Found by a newcomer: a swarm that was well was removed, since one of its hosts had left."""
+    labs = Labs(monkeypatch, kind("m2 is not ready"), ["m2", "m3"])
+    with pytest.raises(FailedPrecondition, match=r"m2 is not ready.*on m2, m3 and stays.*`swarmctl lab down`"):
+        await quickstart.build_lab()
+    assert labs.did == ["up"]
+
+
+async def test_remains_without_a_swarm_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    labs = Labs(monkeypatch, DeadlineExceeded("m2 is not ready"), [])
+    await quickstart.build_lab()
+    assert labs.did == ["up", "down", "up"]
+
+
+def test_who_holds_a_swarm_is_who_has_a_managers_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("orchestrator.lab.layout.STATE_ROOT", tmp_path)
+    layout = plan("t", 2, 1, [])
+    (layout.host("m2").state_directory / "manager" / "raft").mkdir(parents=True)
+    (layout.host("w1").state_directory / "logs").mkdir(parents=True)
+    assert lab.holders(layout) == ["m2"]
+
+
+# -------------------------------------------------------------------------------------------------------- ./dev quickstart
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [(["--help"], 0, "Usage: ./dev quickstart"), (["-h"], 0, "lab down"), (["--managers", "5"], 1, "'--managers'")],
+)
+def test_its_arguments_are_help_or_refused(arguments: list[str], code: int, words: str) -> None:
+    """Found by a newcomer: `--help` ran the whole of it."""
+    dev = Path(__file__).resolve().parents[3] / "dev"
+    done = subprocess.run([dev, "quickstart", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done
