@@ -46,12 +46,12 @@ class Recovery:
         """Makes this node's manager the only one. Raises FailedPrecondition."""
         member, manager = self._manager()
         if dry_run:
-            return _recovered(await self._offline("recover", "--dry-run", *self._who(member.record.address)))
+            return _recovered(await self._offline("recover", "--dry-run", *self._who_am_i(member)))
         await _refuse_where_led(manager)
         async with self._membership.change("recovering the swarm"):
             log.warning("the swarm is rebuilt from what this node's manager holds")
             async with manager.stopped():
-                made = await self._offline("recover", *self._who(member.record.address))
+                made = await self._offline("recover", *self._who_am_i(member))
             await self._serves(manager)
         return _recovered(made)
 
@@ -65,7 +65,7 @@ class Recovery:
             await _refuse_where_led(manager)
             async with self._membership.change("restoring a snapshot"):
                 async with manager.stopped():
-                    made = await self._offline("restore", request.path, *self._who(member.record.address))
+                    made = await self._offline("restore", request.path, *self._who_am_i(member))
                 await self._serves(manager)
             return _restored(made)
         address, _ = advertised_address(request.advertise_address)
@@ -102,6 +102,9 @@ class Recovery:
             "--state-dir", str(options.state), "--run-dir", str(options.run),
             "--advertise", address, "--hostname", options.hostname,
         ]  # fmt: skip
+
+    def _who_am_i(self, member: Member) -> list[str]:
+        return [*self._who(member.record.address), "--seen-epoch", str(member.mirror.epoch)]
 
     async def _offline(self, *arguments: str) -> dict[str, Any]:
         """Runs the manager program, which prints a line of JSON."""

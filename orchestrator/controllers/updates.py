@@ -93,10 +93,11 @@ def _go_on(view: ServiceView, service: Service, slots: Sequence[Slot], changes: 
         return UpdateDecision(tuple(changes), earliest(progress.settling), frozenset(slot.key for slot in chosen))
     if progress.unfinished or progress.in_flight or progress.watched:
         return UpdateDecision(tuple(changes), earliest([*progress.settling, *progress.watched]))
-    done = UPDATE_STATE_ROLLBACK_COMPLETED if rolling_back else UPDATE_STATE_COMPLETED
-    return UpdateDecision(
-        (Update(_with_status(view, service, done, "rollback completed" if rolling_back else "update completed")),)
-    )
+    if not rolling_back:
+        return UpdateDecision((Update(_with_status(view, service, UPDATE_STATE_COMPLETED, "update completed")),))
+    # Why it was rolled back stays to be read: nobody else remembers it.
+    message = f"rollback completed; {service.update_status.message}"
+    return UpdateDecision((Update(_with_status(view, service, UPDATE_STATE_ROLLBACK_COMPLETED, message)),))
 
 
 def parallelism(config: UpdateConfig, slots: int) -> int:

@@ -50,6 +50,7 @@ class Cut:
     node_id: str
     hostname: str
     address: str  # HOST:PORT of the cluster port
+    seen_epoch: int = 0  # the highest one that this host's agent knows
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -83,7 +84,7 @@ def recover(options: OfflineOptions, ids: IdSource) -> dict[str, Any]:
         found = _look(places, member)
     else:
         with locked(places.pid_file):
-            Cut(ids(), member.node_id, options.hostname, member.address).write(places.recovery)
+            _note(options, member, ids)
             places.superseded.unlink(missing_ok=True)
             found = recovery.force_new_cluster(places.raft, member, dry_run=False, data_key=data_key(places))
     return {
@@ -113,6 +114,11 @@ def _look(places: Places, member: Member) -> Any:
     raise AssertionError("the loop returns or raises")
 
 
+def _note(options: OfflineOptions, member: Member, ids: IdSource) -> None:
+    cut = Cut(ids(), member.node_id, options.hostname, member.address, options.seen_epoch)
+    cut.write(options.places.recovery)
+
+
 def _member(options: OfflineOptions) -> Member:
     me = options.places.certificates.read().peer
     if me.role is not Role.MANAGER:
@@ -124,7 +130,7 @@ def _member(options: OfflineOptions) -> Member:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a snapshot file holds, all of it read and checked. Raises InvalidArgument, SnapshotDamaged."""
+    """What a snapshot file holds, all of it read and checked. Raises InvalidArgument."""
     summary, snapshot = _read(path)
     cluster = require_cluster(snapshot)
     return {
@@ -174,7 +180,7 @@ def restore(options: OfflineOptions, clock: Clock, ids: IdSource) -> dict[str, A
                 )
         else:
             member = _new_identity(options, cluster, clock, ids)
-        Cut(ids(), member.node_id, options.hostname, member.address).write(places.recovery)
+        _note(options, member, ids)
         _put_aside(places)
         places.raft.mkdir(mode=0o700)
         recovery.restore(path, places.raft, member, data_key=data_key(places))
@@ -207,15 +213,22 @@ def _put_aside(places: Places) -> None:
 
 
 def cut_changes(snapshot: Snapshot, cut: Cut, now: float) -> list[Change]:
-    """A higher epoch, this manager's node, and no other manager's. Pure."""
+    """A higher epoch, this manager's node, and no other manager's. `now`: wall clock. Pure."""
     cluster = copy_of(require_cluster(snapshot))
-    cluster.epoch += 1
+    cluster.epoch = _next_epoch(cluster.epoch, cut.seen_epoch, now)
     gone: list[Change] = []
     for node in sorted(snapshot.nodes, key=lambda node: node.number):
         if node.id != cut.node_id and types.NODE_ROLE_MANAGER in (node.role, node.spec.desired_role):
             revoke(cluster, node.id, now, epoch=cluster.epoch)
             gone.append(Remove(Kind.NODE, node.id))
     return [*_own_node(snapshot, cluster, cut), Update(cluster), *gone]
+
+
+def _next_epoch(held: int, seen: int, now: float) -> int:
+    """Higher than any that was ever in use. What the state says is not enough: where a snapshot is restored twice, the first
+    time began an epoch that the snapshot does not know, and nodes that saw it would refuse everything of the second time.
+    So it is the time in seconds; where that clock is behind, one more than the highest that is known here."""
+    return max(int(now), held + 1, seen + 1)
 
 
 def _own_node(snapshot: Snapshot, cluster: types.Cluster, cut: Cut) -> Iterable[Change]:

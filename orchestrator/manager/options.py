@@ -107,6 +107,7 @@ class OfflineOptions:
     cluster_port: int
     dry_run: bool
     file: Path | None
+    seen_epoch: int = 0  # the highest one that this host's agent knows
 
 
 def parse(arguments: Sequence[str] | None = None) -> InitOptions | RunOptions | OfflineOptions:
@@ -134,6 +135,7 @@ def parse(arguments: Sequence[str] | None = None) -> InitOptions | RunOptions | 
             options.cluster_port,
             getattr(options, "dry_run", False),
             getattr(options, "file", None),
+            options.seen_epoch,
         )
     return RunOptions(
         places=places,
@@ -176,6 +178,7 @@ def _add_offline(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for parser in (recover, restore):
         _add_common(parser)
         parser.add_argument("--hostname", required=True)
+        parser.add_argument("--seen-epoch", type=int, default=0, help="the highest that this host's agent knows")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

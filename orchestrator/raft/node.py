@@ -403,7 +403,11 @@ class RaftNode(Consensus):
         if core is None:
             return ConsensusStatus("follower", 0, "", 0, 0, ())
         leader_id = self._leadership.leader_id
-        reachable = core.reachable() if self._leadership.is_leader else core.in_touch()
+        reachable = core.in_touch()
+        if (
+            self._leadership.is_leader
+        ):  # a new one gives everybody time to answer: a process that died has no connection
+            reachable &= core.reachable()
         own_id = self.config.member.node_id
         members = tuple(
             MemberStatus(

@@ -23,7 +23,7 @@ from orchestrator.raft import membership
 from orchestrator.raft.disk import LocalDirectory
 from orchestrator.raft.journal import Journal
 from orchestrator.raft.sealing import sealer_from
-from orchestrator.raft.snapshots import Snapshot, SnapshotStore
+from orchestrator.raft.snapshots import Snapshot, SnapshotDamaged, SnapshotStore
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,23 @@ def export(
 
 
 def inspect(path: Path) -> SnapshotSummary:
-    """Reads and checks all of a snapshot file. Raises InvalidArgument where there is none, SnapshotDamaged."""
+    """Reads and checks all of a snapshot file. Raises InvalidArgument where there is none, or something else."""
     if not path.is_file():
         raise InvalidArgument(f"there is no file {path}")
     store = SnapshotStore(LocalDirectory(path.parent))
-    snapshot = store.describe(path.name)
-    size = sum(len(chunk) for chunk in store.chunks(snapshot))
+    try:
+        snapshot = store.describe(path.name)
+        size = sum(len(chunk) for chunk in store.chunks(snapshot))
+    except SnapshotDamaged as error:  # nothing is wrong with this manager: people choose the file
+        raise InvalidArgument(
+            f"{path} is not the snapshot of a swarm, or it is damaged ({error.what}); take a file that "
+            "`swarmctl swarm snapshot save` wrote"
+        ) from error
     return SnapshotSummary(snapshot.index, snapshot.term, _members(snapshot.configuration), size)
 
 
 def state_of(path: Path) -> Iterator[bytes]:
-    """The state in a snapshot file, in chunks. Raises SnapshotDamaged while it is read."""
+    """The state in a snapshot file, in chunks. Raises SnapshotDamaged while it is read: `inspect` comes first."""
     store = SnapshotStore(LocalDirectory(path.parent))
     return iter(store.chunks(store.describe(path.name)))
 

@@ -33,7 +33,13 @@ _TEMPORARY = ".part"
 
 
 class SnapshotDamaged(InternalError):
-    """A snapshot file cannot be trusted."""
+    """A snapshot file of this manager cannot be trusted. `what` is wrong with it, whoever it belongs to."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(
+            f"snapshot {name}: {what}; this manager's state is damaged: remove it from the swarm and let it join again"
+        )
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class SnapshotStore:
                     try:
                         yield zlib.decompress(data)
                     except zlib.error as error:
-                        raise _damaged(snapshot.name, str(error)) from error
+                        raise SnapshotDamaged(snapshot.name, str(error)) from error
         finally:
             file.close()
 
@@ -159,7 +165,7 @@ class SnapshotStore:
         while offset < end:
             head = file.read(offset, _BLOCK.size)
             if len(head) < _BLOCK.size:
-                raise _damaged(name, f"it ends at byte {offset}")
+                raise SnapshotDamaged(name, f"it ends at byte {offset}")
             _, kind, length, _ = _BLOCK.unpack(head)
             offset += _BLOCK.size + length
             size += _BLOCK.size + length - (OVERHEAD_BYTES if kind == _SEALED else 0)
@@ -180,7 +186,7 @@ class SnapshotStore:
         finally:
             file.close()
         if kind != _HEADER:
-            raise _damaged(name, "it does not begin with a header")
+            raise SnapshotDamaged(name, "it does not begin with a header")
         header = pb.RaftSnapshotHeader.FromString(data)
         if header.schema > SCHEMA:
             raise InternalError(
@@ -193,13 +199,13 @@ class SnapshotStore:
     def _read_block(file: StoredFile, name: str, offset: int) -> tuple[int, bytes, int]:
         head = file.read(offset, _BLOCK.size)
         if len(head) < _BLOCK.size:
-            raise _damaged(name, f"it ends at byte {offset}")
+            raise SnapshotDamaged(name, f"it ends at byte {offset}")
         magic, kind, length, checksum = _BLOCK.unpack(head)
         if magic != _MAGIC or length > _MAX_BLOCK:
-            raise _damaged(name, f"no block begins at byte {offset}")
+            raise SnapshotDamaged(name, f"no block begins at byte {offset}")
         data = file.read(offset + _BLOCK.size, length)
         if len(data) < length or zlib.crc32(data, kind) != checksum:
-            raise _damaged(name, f"the block at byte {offset} is unreadable")
+            raise SnapshotDamaged(name, f"the block at byte {offset} is unreadable")
         return kind, data, offset + _BLOCK.size + length
 
 
@@ -223,13 +229,13 @@ class IncomingSnapshot:
         while len(self._partial) >= _BLOCK.size:
             magic, kind, length, checksum = _BLOCK.unpack_from(self._partial)
             if magic != _MAGIC or length > _MAX_BLOCK:
-                raise _damaged(self._name, "what arrived is not a snapshot")
+                raise SnapshotDamaged(self._name, "what arrived is not a snapshot")
             end = _BLOCK.size + length
             if len(self._partial) < end:
                 return
             block = bytes(self._partial[_BLOCK.size : end])
             if zlib.crc32(block, kind) != checksum:
-                raise _damaged(self._name, "a block arrived damaged")
+                raise SnapshotDamaged(self._name, "a block arrived damaged")
             del self._partial[:end]
             self.add_block(kind, block)
 
@@ -249,7 +255,7 @@ class IncomingSnapshot:
         """Makes the file durable under its final name."""
         assert self._file is not None
         if self._partial:
-            raise _damaged(self._name, "it arrived incomplete")
+            raise SnapshotDamaged(self._name, "it arrived incomplete")
         self._file.sync()
         self._file.close()
         self._file = None
@@ -264,9 +270,3 @@ class IncomingSnapshot:
             self._file.close()
             self._file = None
             self._directory.remove(self._temporary)
-
-
-def _damaged(name: str, what: str) -> SnapshotDamaged:
-    return SnapshotDamaged(
-        f"snapshot {name}: {what}; this manager's state is damaged: remove it from the swarm and let it join again"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -164,6 +165,10 @@ def test_a_failing_update_rolls_back() -> None:
     world.update_service(web, image("bad"))
     world.run(60)
     assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
+    assert re.fullmatch(
+        r"rollback completed; update rolled back: 1 failed, first web\.\d: .*no such image.*",
+        status(world, web).message,
+    )
     assert current_images(world, web) == {"good": 4}
     assert world.snapshot.services[web].spec.task.container.image == "good", "scaling it later does not bring it back"
 

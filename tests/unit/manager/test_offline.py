@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from orchestrator.store import Create, Snapshot
 from tests.unit.dispatcher.worlds import World
 
 NOW = 1_700_000_000.0
+EPOCH = 1_700_000_000
 
 
 def manager(node_id: str, number: int, role: types.NodeRole.ValueType = types.NODE_ROLE_MANAGER) -> types.Node:
@@ -46,16 +48,37 @@ def test_the_epoch_rises_and_only_this_manager_stays() -> None:
     snapshot = before(manager("m1", 1), manager("m2", 2), manager("m3", 3), manager("w1", 4, types.NODE_ROLE_WORKER))
     after = snapshot.with_changes(cut_changes(snapshot, cut("m1", 1), NOW))
     assert after.cluster is not None
-    assert after.cluster.epoch == 5
+    assert after.cluster.epoch == EPOCH
     assert {node.id for node in after.nodes} == {"m1", "w1"}
-    assert {(revoked.node_id, revoked.epoch) for revoked in after.cluster.revoked_nodes} == {("m2", 5), ("m3", 5)}
+    assert {(revoked.node_id, revoked.epoch) for revoked in after.cluster.revoked_nodes} == {
+        ("m2", EPOCH),
+        ("m3", EPOCH),
+    }
+
+
+def test_a_snapshot_that_is_restored_twice_begins_two_epochs() -> None:
+    snapshot = before(manager("m1", 1))
+    epochs = []
+    for now in (NOW, NOW + 60):
+        after = snapshot.with_changes(cut_changes(snapshot, cut("m1", 1), now))
+        assert after.cluster is not None
+        epochs.append(after.cluster.epoch)
+    assert epochs[0] < epochs[1]
+
+
+@pytest.mark.parametrize(("seen", "epoch"), [(0, 5), (3, 5), (7, 8), (NOW + 5, NOW + 6)])
+def test_with_a_clock_that_is_behind_the_epoch_is_above_those_that_are_known(seen: float, epoch: float) -> None:
+    snapshot = before(manager("m1", 1))
+    after = snapshot.with_changes(cut_changes(snapshot, replace(cut("m1", 1), seen_epoch=int(seen)), 3.0))
+    assert after.cluster is not None
+    assert after.cluster.epoch == epoch
 
 
 def test_a_new_host_becomes_a_node_with_a_number_of_its_own() -> None:
     snapshot = before(manager("m1", 1), manager("w1", 2, types.NODE_ROLE_WORKER))
     after = snapshot.with_changes(cut_changes(snapshot, cut("new", 9), NOW))
     assert after.cluster is not None
-    assert (after.cluster.epoch, after.cluster.next_node_number) == (5, 4)
+    assert (after.cluster.epoch, after.cluster.next_node_number) == (EPOCH, 4)
     assert {node.id for node in after.nodes} == {"new", "w1"}
     assert (after.nodes["new"].number, after.nodes["new"].manager.address) == (3, "192.0.2.9:2378")
 
@@ -77,7 +100,7 @@ async def test_the_cut_is_committed_once_and_forgotten(tmp_path: Path) -> None:
         await commit_cut(places, world.store, world.transactions, [Member("m1", "192.0.2.1:2378")], NOW)
         cluster = world.store.snapshot().cluster
         assert cluster is not None
-        assert cluster.epoch == 2
+        assert cluster.epoch == EPOCH
         assert not places.recovery.exists()
 
 
