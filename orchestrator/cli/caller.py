@@ -3,7 +3,8 @@
 A `Caller` knows several places to knock and keeps to the one that answered last. A place where nobody listens costs a
 failed connect and no more. A call that fails because its manager is gone or has no leader is repeated at the others, with
 growing pauses and the same request id, until a deadline; a write is thus done once however often it is sent. What a
-manager *says* (not found, invalid …) is never repeated; nor is anything that a node daemon says, which knows best of its host.
+manager *says* (not found, invalid …) is never repeated, but for the word that it is no manager any more; nor is anything
+that a node daemon says, which knows best of its host.
 
 gRPC is imported here and nowhere else in the command line.
 """
@@ -49,6 +50,8 @@ ANSWER_TIME = 3.5  # seconds in which a manager that finds no leader has said so
 CONNECT_TIMEOUT = 2.0  # seconds to find out whether anybody listens at a network address
 RESUME_PAUSE = 0.2  # seconds before a broken stream is taken up again
 BACKOFF = Backoff(first=0.05, maximum=1.0)
+# What the leader says of a call that a demoted manager hands on (swarm.servers). It was not done, and others are as good.
+NO_MANAGER_ANY_MORE = "may not speak for others; ask another manager"
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,8 @@ class Caller(Generic[StubT]):
             return attempt(stub, seconds)
         except grpc.RpcError as error:
             found = from_rpc(error, endpoint.name)
+            if NO_MANAGER_ANY_MORE in str(found) and len(self._endpoints) > 1:
+                found = Unavailable(str(found))
             if not _said_by_server(error):
                 details = error.details() if isinstance(error, grpc.Call) else ""
                 found = self._broken(endpoint, found, connection_reason(details or ""), seconds)

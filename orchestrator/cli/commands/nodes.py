@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from swarm.errors import Conflict, InvalidArgument
+from swarm.errors import Conflict, InvalidArgument, SwarmError
 from swarm.names import NODE_LEFT
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
@@ -250,7 +250,24 @@ def _set_role(context: typer.Context, nodes: list[str], role: int, done: str) ->
         change_node(managers, reference, set_role)
         output.line(f"Node {reference} is already a {already}." if before[-1] == role else f"Node {reference} {done}.")
 
-    for_each(nodes, change)
+    for_each(_own_last(managers, nodes) if role == types.NODE_ROLE_WORKER else nodes, change)
+
+
+def _own_last(managers: Caller[ControlStub], nodes: list[str]) -> list[str]:
+    """The nodes with that of the manager which we talk to at the end: once demoted, it may not hand on what is left to do."""
+    if len(nodes) < 2:
+        return nodes
+    own = self_id(managers)
+
+    def is_own(reference: str) -> bool:
+        if reference in (SELF, own):
+            return True
+        try:
+            return managers.call(lambda stub: stub.GetNode, control.GetRequest(reference=reference)).node.id == own
+        except SwarmError:
+            return False  # its turn will tell
+
+    return sorted(nodes, key=is_own)
 
 
 def rm(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from swarm.errors import Conflict, FailedPrecondition
+from swarm.errors import Conflict, FailedPrecondition, NotFound
 from swarm.names import NODE_LEFT
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
@@ -117,6 +117,23 @@ def test_promote_and_demote(script: Script, swarmctl: Run) -> None:
     assert swarmctl("node", "promote", "w1").out == "Node w1 promoted to a manager.\n"
     assert script.only("UpdateNode").spec.desired_role == types.NODE_ROLE_MANAGER
     assert swarmctl("node", "demote", "w1").out == "Node w1 is already a worker.\n"
+
+
+def test_the_manager_that_is_asked_is_demoted_last(script: Script, swarmctl: Run) -> None:
+    def get(request: control.GetRequest) -> Any:
+        if request.reference == "gone":
+            return NotFound('node "gone" does not exist')
+        found = host(request.reference.removesuffix("-id"))
+        found.spec.desired_role = types.NODE_ROLE_MANAGER
+        return control.GetNodeResponse(node=found)
+
+    script.answers["GetInfo"] = control.GetInfoResponse(node_id="m1-id")
+    script.answers["GetNode"] = get
+    script.answers["UpdateNode"] = control.UpdateNodeResponse()
+    for own in ("m1", "m1-id", "self"):
+        result = swarmctl("node", "demote", own, "gone", "m2")
+        assert result.code == 3
+        assert result.lines == ["Node m2 demoted to a worker.", f"Node {own} demoted to a worker."]
 
 
 def test_node_ps_of_itself_and_rm(script: Script, swarmctl: Run) -> None:
