@@ -15,24 +15,19 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from swarm.errors import (
     DeadlineExceeded,
-    FailedPrecondition,
-    InternalError,
     InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
     SwarmError,
-    Unavailable,
 )
 from swarm.identity import TlsFiles, write_atomically
 from swarm.process import kill_group, missing_program
 
-from agent.disk import MAKE_ROOM
+from agent.images import short_names
+from agent.images.complaints import explain, progress_of, separated
 from agent.images.reference import PUBLIC_REGISTRY, Reference
 
 RETRY_OPTIONS = ("--retry", "2", "--retry-delay", "500ms")  # of one pull or push; who asks for it repeats it at leisure
@@ -42,6 +37,8 @@ LOCAL_TIMEOUT = 120.0  # for what asks nobody else
 MAX_LINE = 64 * 1024
 _COMPLAINT_LINES = 12
 _HOST_CONFIGURATION = Path("/etc/containers")
+
+Explained = Callable[[str, str], SwarmError]  # (subject, what buildah complained of) → the error for people
 
 
 class Buildah:
@@ -89,31 +86,29 @@ class Buildah:
         return ["--signature-policy", str(path)]
 
     def _global_options(self, driver: str) -> list[str]:
-        search = [self.default_registry] if self.default_registry else []
-        text = (
-            f'unqualified-search-registries = {json.dumps([*search, PUBLIC_REGISTRY])}\nshort-name-mode = "disabled"\n'
-        )
-        directory = self._configuration / "registries.conf.d"
-        _write_once(directory / "zz-swarm.conf", text)
-        host = _HOST_CONFIGURATION / "registries.conf"
-        main = host if host.exists() else directory / "zz-swarm.conf"
-        for drop_in in sorted((_HOST_CONFIGURATION / "registries.conf.d").glob("*.conf")):
-            # aliases of short names would come before the cluster's own registry
-            if "shortnames" not in drop_in.name and not (directory / drop_in.name).exists():
-                with contextlib.suppress(FileExistsError):
-                    (directory / drop_in.name).symlink_to(drop_in)
+        # what somebody's podman once recorded for short names on this host stays out
+        aliases = self._configuration / "short-name-aliases.conf"
+        _write_once(aliases, "")
         # else the store bind-mounts its directory on itself and leaves that mount behind
         options = ["--storage-opt", "overlay.skip_mount_home=true"] if driver == "overlay" else []
         return [
             *("--root", str(self._root), "--runroot", str(self._run_root), "--storage-driver", driver, *options),
-            *("--registries-conf", str(main), "--registries-conf-dir", str(directory)),
+            *("--short-name-alias-conf", str(aliases)),
         ]
+
+    def short_names(self) -> dict[str, str]:
+        """The environment of a build: what its instructions call by a short name comes from where short names belong."""
+        home = self._configuration / "home"
+        texts = self.host_registries()
+        short_names.prepare_home(home, self.default_registry or PUBLIC_REGISTRY, texts, Path("~").expanduser())
+        return {"HOME": str(home)}
 
     @staticmethod
     def host_registries() -> list[str]:
         """What the host's administrator says of registries: the texts of the files."""
-        files = [_HOST_CONFIGURATION / "registries.conf"]
-        files += sorted((_HOST_CONFIGURATION / "registries.conf.d").glob("*.conf"))
+        files = []
+        for directory in (_HOST_CONFIGURATION, Path("~").expanduser() / short_names.USER_CONFIGURATION):
+            files += [directory / "registries.conf", *sorted((directory / short_names.DROP_INS).glob("*.conf"))]
         return [path.read_text(errors="replace") for path in files if path.is_file()]
 
     @contextlib.contextmanager
@@ -137,13 +132,24 @@ class Buildah:
         return "\n".join([line async for line in self.lines(driver, words, subject, timeout=timeout, only_stdout=True)])
 
     async def lines(
-        self, driver: str, words: Sequence[str], subject: str, *, timeout: float, only_stdout: bool = False
+        self,
+        driver: str,
+        words: Sequence[str],
+        subject: str,
+        *,
+        timeout: float,
+        only_stdout: bool = False,
+        environment: Mapping[str, str] | None = None,
+        explained: Explained = explain,
     ) -> AsyncGenerator[str, None]:
-        """What it prints, line by line. Leaving the iteration ends the program with all its children."""
+        """What it prints, line by line. Leaving the iteration ends the program with all its children.
+
+        `environment` adds to ours; `explained` makes an error of `subject` and what it complained of at last.
+        """
         arguments = ["buildah", *self._global_options(driver), *words]
         # its own, so that what it leaves when it is killed can be removed
         temporary = self.temporary / uuid.uuid4().hex
-        environment = {**os.environ, "TMPDIR": str(temporary), "BUILDAH_ISOLATION": "chroot", "LC_ALL": "C"}
+        settings = {"TMPDIR": str(temporary), "BUILDAH_ISOLATION": "chroot", "LC_ALL": "C", **(environment or {})}
         try:
             temporary.mkdir(mode=0o700)
             process = await asyncio.create_subprocess_exec(
@@ -151,7 +157,7 @@ class Buildah:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env=environment,
+                env={**os.environ, **settings},
                 start_new_session=True,
             )
         except FileNotFoundError as error:
@@ -164,12 +170,13 @@ class Buildah:
 
         async def pump(stream: asyncio.StreamReader, show: bool) -> None:
             async for line in _lines(stream):
-                if stream is process.stderr:
-                    complaints.append(line)
-                    del complaints[:-_COMPLAINT_LINES]
-                shown = progress_of(line) if stream is process.stderr else line
-                if show and shown:
-                    await queue.put(shown)
+                for part in separated(line) if stream is process.stderr else [line]:
+                    if stream is process.stderr:
+                        complaints.append(part)
+                        del complaints[:-_COMPLAINT_LINES]
+                    shown = progress_of(part) if stream is process.stderr else part
+                    if show and shown:
+                        await queue.put(shown)
             await queue.put(None)
 
         assert process.stdout is not None and process.stderr is not None
@@ -200,21 +207,7 @@ class Buildah:
             await asyncio.shield(kill_group(process))
             shutil.rmtree(temporary, ignore_errors=True)
         if code != 0:
-            raise explain(subject, "\n".join(complaints))
-
-
-def progress_of(line: str) -> str:
-    """What a line on stderr tells about progress: without the log's frame, and nothing where it is the final complaint,
-    which becomes our own error."""
-    if line.startswith("Error: "):
-        return ""
-    framed = re.fullmatch(r'time="[^"]*" level=\w+ msg=(".*")', line)
-    if framed is None:
-        return line
-    try:
-        return str(json.loads(framed[1]))
-    except ValueError:
-        return line
+            raise explained(subject, "\n".join(complaints))
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
@@ -246,42 +239,3 @@ def check_auth(auth: str) -> tuple[str, str]:
     if not colon or not user:
         raise InvalidArgument("the registry's credentials are not base64 of user:password")
     return user, password
-
-
-_NOT_FOUND = (
-    "manifest unknown",
-    "name unknown",
-    "not known to registry",
-    "image not known",
-    "no such image",
-    "404 (not found)",
-)
-_DENIED = ("unauthorized", "authentication required", "access to the resource is denied", "denied:", "403 (forbidden)")
-_UNREACHABLE = (
-    *("connection refused", "no such host", "i/o timeout", "network is unreachable", "no route to host", "tls: "),
-    *("x509:", "connection reset", "server gave http response", "eof", "context deadline exceeded", "timeout exceeded"),
-    *("service unavailable", "bad gateway", "internal server error", "too many requests", "toomanyrequests"),
-)
-
-
-def explain(subject: str, complaint: str) -> SwarmError:
-    """An error for people from what buildah printed. `subject` is the image (or what else failed), its registry included."""
-    text = " ".join(re.sub(r'time="[^"]*" level=\w+ msg=', "", complaint).split())
-    text = text.rpartition("Error: ")[2] or text
-    short = text[-500:] or "buildah ended without a word"
-    lower = text.lower()
-    if "no space left on device" in lower or "disk quota exceeded" in lower:
-        place = re.search(r"(/[^\s:\"]+): no space left", text)
-        where = f" of {place[1]}" if place else ""
-        return ResourceExhausted(f"{subject}: the disk{where} is full; {MAKE_ROOM}")
-    if any(sign in lower for sign in _NOT_FOUND):
-        return NotFound(f"{subject} was not found; push it to that registry first, or check its name")
-    if any(sign in lower for sign in _DENIED):
-        return PermissionDenied(
-            f"{subject}: the registry refused access; it needs credentials, or there is no such image: {short}"
-        )
-    if any(sign in lower for sign in _UNREACHABLE):
-        return Unavailable(f"{subject}: the registry cannot be reached: {short}")
-    if "no image found in" in lower and "for architecture" in lower:
-        return FailedPrecondition(f"{subject} has no variant for this host's architecture: {short}")
-    return InternalError(f"{subject}: {short}")

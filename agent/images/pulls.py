@@ -18,7 +18,7 @@ from typing import Any
 
 from swarm.errors import Unavailable
 
-from agent.images.commands import explain
+from agent.images.complaints import explain
 from agent.images.reference import PUBLIC_HOST, PUBLIC_REGISTRY, Reference
 
 PATIENCE = 3.0  # seconds of silence before the registry has answered

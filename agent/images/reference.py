@@ -88,3 +88,8 @@ def image_id(text: str) -> str:
     """The hexadecimal digits where `text` may be an image's id (or the beginning of one), else ""."""
     found = _IMAGE_ID.fullmatch(text)
     return found[1] if found is not None else ""
+
+
+def is_image_id(text: str) -> bool:
+    """Whether it is a whole id with its algorithm."""
+    return text.startswith("sha256:") and _DIGEST.fullmatch(text) is not None

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,8 @@ from swarm.identity import TlsFiles
 
 from agent.disk import MAKE_ROOM
 from agent.images import archives, registry
-from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, check_auth
+from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, Explained, check_auth
+from agent.images.complaints import explain, explain_build
 from agent.images.interface import Image, Pruned, StoredImage
 from agent.images.layers import Layers, Record
 from agent.images.pruning import KEPT, Traffic, unneeded
@@ -32,6 +34,10 @@ from agent.images.reference import Reference, image_id, parse
 from agent.images.rootfs import RootFilesystems, choose_driver
 
 log = logging.getLogger(__name__)
+
+# What buildah says at the end: the id without its algorithm, and each name of the image, also those of earlier builds.
+_BARE_ID = re.compile(r"[0-9a-f]{64}")
+_TAGGED = "Successfully tagged "
 
 
 class BuildahImages:
@@ -146,7 +152,7 @@ class BuildahImages:
         wanted = self._reference(reference)
         layers, _ = await self._open()
         async for step in self._pull_steps(wanted, auth):
-            if step.line or step.trouble:
+            if (step.line or step.trouble) and not _BARE_ID.fullmatch(step.line):
                 yield step.line or str(step.trouble)
         record = _find(layers, wanted)
         if record is not None:
@@ -161,10 +167,20 @@ class BuildahImages:
                 async for step in steps:
                     yield step
 
-    async def _moving(self, words: list[str], subject: str, timeout: float) -> AsyncGenerator[str, None]:
+    async def _moving(
+        self,
+        words: list[str],
+        subject: str,
+        timeout: float,
+        *,
+        environment: Mapping[str, str] | None = None,
+        explained: Explained = explain,
+    ) -> AsyncGenerator[str, None]:
         """What buildah says while it moves images; nothing is pruned meanwhile."""
         layers, _ = await self._open()
-        said = self._buildah.lines(layers.driver, words, subject, timeout=timeout)
+        said = self._buildah.lines(
+            layers.driver, words, subject, timeout=timeout, environment=environment, explained=explained
+        )
         async with self._traffic.moving(), aclosing(said) as lines:
             async for line in lines:
                 yield line
@@ -217,8 +233,13 @@ class BuildahImages:
             words += ["--iidfile", str(id_file), str(context)]
             self._builds += 1
             try:
-                async for line in self._moving(words, subject, BUILD_TIMEOUT):
-                    yield line
+                said = self._moving(
+                    words, subject, BUILD_TIMEOUT, environment=self._buildah.short_names(), explained=explain_build
+                )
+                async with aclosing(said) as lines:
+                    async for line in lines:
+                        if line.removeprefix(_TAGGED) == line or line.removeprefix(_TAGGED) in names:
+                            yield line
             finally:
                 self._builds -= 1
                 await asyncio.shield(self._remove_unfinished(layers))

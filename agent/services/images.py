@@ -13,6 +13,7 @@ from swarm.v1 import node_pb2 as node
 from swarm.v1.node_pb2_grpc import ImagesServicer
 
 from agent.images.interface import ImageStore, StoredImage
+from agent.images.reference import is_image_id
 from agent.services import archives
 
 CHUNK_BYTES = 1 << 20
@@ -47,7 +48,8 @@ class ImagesService(ImagesServicer):
                     target=options.target,
                     no_cache=options.no_cache,
                 ):
-                    yield node.ImageProgress(line=line)
+                    if not is_image_id(line):  # which the last message names
+                        yield node.ImageProgress(line=line)
                 async for message in self._pushed_and_named(list(options.tags), options.push):
                     yield message
 

@@ -146,6 +146,50 @@ async def test_an_image_goes_from_a_build_through_the_registry_into_root_filesys
     assert list((base / "b/state/rootfs").iterdir()) == []
 
 
+async def test_short_names_in_instructions_mean_the_clusters_registry(
+    base: Path, authority: Authority, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`alpine` is an alias on Debian, `base` one of the user, whose registries would be asked as well."""
+    configured = base / "home/.config/containers/registries.conf.d"
+    configured.mkdir(parents=True)
+    (configured / "mine.conf").write_text(
+        'unqualified-search-registries = ["127.0.0.1:1"]\n[aliases]\n"base" = "127.0.0.1:1/elsewhere/base"\n'
+    )
+    monkeypatch.setenv("HOME", str(base / "home"))
+    one, two = store(base, "a", authority, registry), store(base, "b", authority, registry)
+    for name in ("base", "alpine", "team/base:7"):
+        await build(one, context(base), name)
+        await lines(one.push(name))
+        directory = context(base, f'FROM {name}\nENV UPON="{name}"\n')
+        await build(two, directory, "upon")
+        assert f"UPON={name}" in (await two.ensure("upon")).config.environment
+    with pytest.raises(
+        NotFound, match=rf"building .*upon:latest: the image {registry.address}/nothing:latest .*docker.io/"
+    ):
+        await build(two, context(base, "FROM nothing\n"), "upon")
+
+
+async def test_a_build_says_each_thing_once(base: Path, authority: Authority, registry: Registry) -> None:
+    images = store(base, "a", authority, registry)
+    image_id = await build(images, context(base), "web:1")
+    said = await lines(images.build(context(base), tags=["web:2"], file="", build_args={}, target="", no_cache=False))
+    assert [line for line in said if "tagged" in line] == [f"Successfully tagged {registry.address}/web:2"]
+    assert [line for line in said if image_id.removeprefix("sha256:") in line and "cache" not in line] == [image_id]
+    await lines(images.push("web:1"))
+    assert [line for line in await lines(images.pull("web:1")) if image_id[7:] in line][1:] == [image_id]
+
+
+async def test_a_step_that_fails_is_told_with_its_last_words(base: Path, authority: Authority) -> None:
+    images = store(base, "a", authority)
+    start = "FROM scratch\nCOPY busybox /bin/busybox\n"
+    with pytest.raises(
+        FailedPrecondition, match=r"step `RUN /bin/nosuch` failed: exit status 1; .*no such file or directory$"
+    ):
+        await build(images, context(base, f'{start}RUN ["/bin/nosuch"]\n'), "localhost/x")
+    with pytest.raises(FailedPrecondition, match=r"exit status 1; cat: can't open '/nope': No such file or directory$"):
+        await build(images, context(base, f'{start}RUN ["/bin/busybox", "cat", "/nope"]\n'), "localhost/x")
+
+
 async def test_layers_under_a_container_are_never_removed(base: Path, authority: Authority) -> None:
     images = store(base, "a", authority)
     image_id = await build(images, context(base), "localhost/web:1")

@@ -23,7 +23,8 @@ from swarm.errors import (
 )
 
 from agent.images import archives, mounting
-from agent.images.commands import check_auth, explain
+from agent.images.commands import check_auth
+from agent.images.complaints import explain
 from agent.images.layers import Layers, parse_configuration
 from agent.images.store import _instructions
 
