@@ -186,6 +186,15 @@ async def test_the_last_manager_cannot_be_removed(lab: Lab) -> None:
         await only.node.remove_member(only.name, timeout=5)
 
 
+async def test_a_new_leader_does_not_call_a_dead_member_reachable(lab: Lab) -> None:
+    first, second, third = await lab.grow(3)
+    await third.stop()
+    await until(lambda: third.name not in {s.member.node_id for s in first.node.status().members if s.reachable})
+    await first.node.transfer_leadership(second.name, timeout=5)
+    await until(lambda: second.node.leadership().is_leader)
+    assert {s.member.node_id for s in second.node.status().members if s.reachable} == {first.name, second.name}
+
+
 async def test_removing_below_a_quorum_is_refused_with_the_numbers(lab: Lab) -> None:
     first, second, third = await lab.grow(3)
     await third.stop()
