@@ -9,14 +9,20 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import posixpath
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swarm.errors import InvalidArgument, ResourceExhausted, SwarmError
+
+from agent.images.complaints import explain
+
 _LIST = "manifest.json"
 _OLD_LIST = "repositories"
+_INDEX = "index.json"  # of OCI's format
 MAX_LIST_BYTES = 4 << 20
 MAX_MEMBERS = 50_000  # files of an archive of images: a few for each layer
 
@@ -47,23 +53,56 @@ def join(parts: Sequence[Path], target: Path) -> None:
 
 
 def names(archive: Path) -> list[str] | None:
-    """The names of the images in a Docker archive; None where it is no such archive. Raises OSError."""
+    """The names of the images in a Docker archive; None for one of OCI's format, whose names buildah finds.
+
+    Raises InvalidArgument, saying what it is instead of an archive of images, and OSError.
+    """
+    if archive.stat().st_size == 0:
+        raise _no_images("it is empty")
     try:
         with tarfile.open(archive) as opened:
             content = _list_of(opened)
-            if content is None:
-                return None
-            return [name for image in json.loads(content) for name in image.get("RepoTags") or ()]
-    except (EOFError, tarfile.TarError, ValueError, TypeError, AttributeError, zlib.error, lzma.LZMAError):
-        return None
+        if content is None:
+            return None
+        return [name for image in json.loads(content) for name in image.get("RepoTags") or ()]
+    except tarfile.ReadError as error:
+        if "unexpected end of data" in str(error):
+            raise _no_images("it is cut short") from error
+        raise _no_images("it is not a tar file") from error
+    except EOFError as error:
+        raise _no_images("it is cut short") from error
+    except (tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        raise _no_images(f"it is damaged ({error})") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _no_images(f"its {_LIST} is no list of images") from error
+
+
+def unreadable(subject: str, complaint: str) -> SwarmError:
+    """The error where buildah did not get through with an archive."""
+    error = explain(subject, complaint)
+    return error if isinstance(error, ResourceExhausted) else _no_images(f"it is damaged ({error})")
+
+
+def _no_images(reason: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"what was sent to be loaded is no archive of images: {reason}; "
+        "send one that `image save` (or docker save) wrote, with --input FILE or through a pipe"
+    )
 
 
 def _list_of(opened: tarfile.TarFile) -> bytes | None:
-    """The list of images. The archive is a stranger's: neither the number of its files nor the list may fill the memory."""
+    """Docker's list of images; None where there is OCI's index instead. The archive is a stranger's: neither the number of
+    its files nor the list may fill the memory."""
+    indexed = False
     for number, member in enumerate(opened):
         if number >= MAX_MEMBERS:
-            return None
-        if member.name == _LIST and member.isfile() and member.size <= MAX_LIST_BYTES:
+            raise _no_images(f"it has more than {MAX_MEMBERS} files")
+        if member.name == _LIST and member.isfile():
+            if member.size > MAX_LIST_BYTES:
+                raise _no_images(f"its {_LIST} is larger than {MAX_LIST_BYTES >> 20} MiB")
             content = opened.extractfile(member)
             return content.read() if content is not None else None
+        indexed = indexed or posixpath.normpath(member.name) == _INDEX
+    if not indexed:
+        raise _no_images(f"it has neither {_LIST} nor {_INDEX}; a root filesystem is for `image import`")
     return None

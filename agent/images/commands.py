@@ -127,9 +127,18 @@ class Buildah:
         finally:
             path.unlink(missing_ok=True)
 
-    async def run(self, driver: str, words: Sequence[str], subject: str, *, timeout: float = LOCAL_TIMEOUT) -> str:
-        """Runs to the end; what it printed to stdout. Raises what `explain` makes of a failure of `subject`."""
-        return "\n".join([line async for line in self.lines(driver, words, subject, timeout=timeout, only_stdout=True)])
+    async def run(
+        self,
+        driver: str,
+        words: Sequence[str],
+        subject: str,
+        *,
+        timeout: float = LOCAL_TIMEOUT,
+        explained: Explained = explain,
+    ) -> str:
+        """Runs to the end; what it printed to stdout. Raises what `explained` makes of a failure of `subject`."""
+        said = self.lines(driver, words, subject, timeout=timeout, only_stdout=True, explained=explained)
+        return "\n".join([line async for line in said])
 
     async def lines(
         self,

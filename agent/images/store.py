@@ -349,7 +349,7 @@ class BuildahImages:
             return last
 
     async def load(self, archive: Path) -> list[str]:
-        """Images of an archive that `save` (or docker or podman) wrote; their names."""
+        """Images of an archive that `save` (or docker or podman) wrote; their names. Raises InvalidArgument."""
         try:
             names = await asyncio.to_thread(archives.names, archive)
         except OSError as error:
@@ -363,7 +363,9 @@ class BuildahImages:
             for source in sources:
                 words = ["pull", *self._buildah.policy_options(), source]
                 subject = f"the archive {archive.name}"
-                printed = await self._buildah.run(layers.driver, words, subject, timeout=PULL_TIMEOUT)
+                printed = await self._buildah.run(
+                    layers.driver, words, subject, timeout=PULL_TIMEOUT, explained=archives.unreadable
+                )
                 if not names:
                     record = layers.by_id(printed.strip().rpartition("\n")[2])
                     names = list(record.names or (f"sha256:{record.id}",)) if record is not None else []

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from swarm.errors import (
     FailedPrecondition,
     InUse,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -285,6 +287,22 @@ async def test_archives_carry_several_images_to_another_host(base: Path, authori
     root = await two.mount("c", await two.ensure("localhost/base:7"))
     assert (root / "bin/sh").is_file()
     await two.unmount("c")
+
+
+async def test_an_archive_that_is_damaged_is_no_fault_of_a_registry(base: Path, authority: Authority) -> None:
+    images = store(base, "a", authority)
+    await build(images, context(base), "localhost/web:1")
+    await images.save(["localhost/web:1"], base / "whole.tar")
+    with tarfile.open(base / "whole.tar") as whole, tarfile.open(base / "lacking.tar", "w") as lacking:
+        for member in whole:
+            if member.name == "manifest.json":
+                lacking.addfile(member, whole.extractfile(member))
+    (base / "empty.tar").touch()
+    (base / "cut.tar").write_bytes((base / "whole.tar").read_bytes()[:100_000])
+    for name, reason in (("lacking", "damaged"), ("empty", "empty"), ("cut", "cut short")):
+        with pytest.raises(InvalidArgument, match=f"no archive of images: it is {reason}"):
+            await images.load(base / f"{name}.tar")
+    assert await images.load(base / "whole.tar") == ["localhost/web:1"]
 
 
 async def test_each_failure_has_its_error_and_names_the_registry(

@@ -161,8 +161,8 @@ def test_archives_are_joined_and_shared_files_stay_single(tmp_path: Path) -> Non
     assert archives.names(tmp_path / "both") == ["reg/a:1", "reg/b:1"]
     write_archive(tmp_path / "oci", {"index.json": b"{}"})
     assert archives.names(tmp_path / "oci") is None
-    (tmp_path / "text").write_text("hello")
-    assert archives.names(tmp_path / "text") is None
+    write_archive(tmp_path / "oci", {"blobs/x": b"", "./index.json": b"{}"})
+    assert archives.names(tmp_path / "oci") is None
 
 
 def test_archives_of_strangers_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,22 +170,46 @@ def test_archives_of_strangers_do_not_fill_the_memory(tmp_path: Path, monkeypatc
     write_archive(tmp_path / "a", {"1": b"", "2": b"", "manifest.json": manifest})
     assert archives.names(tmp_path / "a") == ["a:1"]
     monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
-    assert archives.names(tmp_path / "a") is None
+    with pytest.raises(InvalidArgument, match="more than 2 files"):
+        archives.names(tmp_path / "a")
     monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
     monkeypatch.setattr(archives, "MAX_LIST_BYTES", len(manifest) - 1)
-    assert archives.names(tmp_path / "a") is None
+    with pytest.raises(InvalidArgument, match=r"manifest.json is larger"):
+        archives.names(tmp_path / "a")
 
 
-def test_cut_off_and_strange_archives_are_none(tmp_path: Path) -> None:
-    whole = gzip.compress(b"x" * 10_000)
-    for number, data in enumerate(
-        (whole[:-20], b"\x1f\x8b" + b"x" * 50, b"BZh9" + b"x" * 50, b"\xfd7zXZ\0" + b"x" * 50)
-    ):
-        (tmp_path / str(number)).write_bytes(data)
-        assert archives.names(tmp_path / str(number)) is None
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"hello", "it is not a tar file"),
+        (b"\x1f\x8b" + b"x" * 50, "it is not a tar file"),
+        (b"BZh9" + b"x" * 50, "it is not a tar file"),
+        (b"\xfd7zXZ\0" + b"x" * 50, "it is not a tar file"),
+        (gzip.compress(b"x" * 10_000)[:-20], "it is "),
+    ],
+)
+def test_what_is_no_archive_of_images_is_told(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(InvalidArgument, match=rf"no archive of images: {reason}.*image save"):
+        archives.names(tmp_path / "file")
+
+
+def test_cut_off_and_foreign_tar_files_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "tar"
+    write_archive(path, {"layer.tar": os.urandom(30_000), "manifest.json": b"[]"})
+    whole = path.read_bytes()
+    for cut in (whole[:20_000], gzip.compress(whole)[:20_000]):
+        path.write_bytes(cut)
+        with pytest.raises(InvalidArgument, match="it is cut short"):
+            archives.names(path)
     for value in (1, [1], {"a": 1}, [{"RepoTags": 5}]):
-        write_archive(tmp_path / "strange", {"manifest.json": json.dumps(value).encode()})
-        assert archives.names(tmp_path / "strange") is None
+        write_archive(path, {"manifest.json": json.dumps(value).encode()})
+        with pytest.raises(InvalidArgument, match="is no list of images"):
+            archives.names(path)
+    write_archive(path, {"etc/passwd": b""})
+    with pytest.raises(InvalidArgument, match=r"neither manifest.json nor index.json; .*image import"):
+        archives.names(path)
 
 
 def test_instructions_come_from_inside_the_context(tmp_path: Path) -> None:
