@@ -22,7 +22,16 @@ from typing import Any
 
 import grpc
 from swarm.cancellation import cancelled, raise_if_cancelled
-from swarm.errors import KIND_METADATA_KEY, NotFound, NotLeader, OutcomeUnknown, SwarmError, Unavailable, from_rpc
+from swarm.errors import (
+    KIND_METADATA_KEY,
+    ManagerDemoted,
+    NotFound,
+    NotLeader,
+    OutcomeUnknown,
+    SwarmError,
+    Unavailable,
+    from_rpc,
+)
 from swarm.retry import Backoff
 from swarm.servers import RpcServer, current_peer, forwarded_peer_metadata, is_forwarded
 from swarm.streams import Pumped
@@ -420,6 +429,8 @@ def _lost(error: grpc.aio.AioRpcError, leader: Member) -> Exception:
     said_by_leader = any(key == KIND_METADATA_KEY for key, _ in error.trailing_metadata() or ())
     if isinstance(refusal, NotLeader):
         return _Lost(refusal, written=False)
+    if isinstance(refusal, ManagerDemoted):  # the caller is right, this member is the wrong one to ask
+        return Unavailable("this host is no manager any more; ask another one")
     if said_by_leader:
         return _Lost(refusal, written=True) if isinstance(refusal, OutcomeUnknown) else refusal
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):

@@ -95,6 +95,10 @@ class PermissionDenied(SwarmError):
     exit_code = 6
 
 
+class ManagerDemoted(PermissionDenied):
+    """The caller speaks for somebody as a manager does, and is none (any more). Nothing was done; another manager can."""
+
+
 class Unauthenticated(SwarmError):
     """A certificate or token is missing, foreign, expired or revoked."""
 

@@ -25,7 +25,7 @@ import grpc
 
 from swarm.authorization import authorize
 from swarm.channels import MAX_MESSAGE_BYTES
-from swarm.errors import InternalError, NodeRemoved, PermissionDenied, SwarmError, Unauthenticated, to_status
+from swarm.errors import InternalError, ManagerDemoted, NodeRemoved, SwarmError, Unauthenticated, to_status
 from swarm.identity import ANONYMOUS_PEER, LOCAL_PEER, Peer, Role, TlsMaterial, peer_from_auth_context
 from swarm.names import SOCKET_GROUP
 from swarm.streams import Pumped
@@ -240,9 +240,7 @@ class _Guard(grpc.aio.ServerInterceptor):
             if key != FORWARDED_PEER_KEY:
                 continue
             if caller.role is not Role.MANAGER:
-                raise PermissionDenied(
-                    f"{caller.name!r} is no manager and may not speak for others; ask another manager"
-                )
+                raise ManagerDemoted(f"{caller.name!r} is no manager and may not speak for others; ask another manager")
             role, _, name = (value.decode() if isinstance(value, bytes) else value).partition(" ")
             try:
                 return Peer(unquote(name), Role(role), caller.cluster_id, caller.expires_at, caller.issued_at)
@@ -308,7 +306,7 @@ class _Guard(grpc.aio.ServerInterceptor):
         caller = self._as_it_is(peers[0])
         if caller is not peers[0]:
             if len(peers) > 1:
-                raise PermissionDenied(
+                raise ManagerDemoted(
                     f"{caller.name!r} is no manager any more and may not speak for others; ask another manager"
                 )
             authorize(method, caller)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from swarm.channels import open_channel
-from swarm.errors import Conflict, NotFound, NotLeader, OutcomeUnknown, Unavailable, from_rpc
+from swarm.errors import Conflict, ManagerDemoted, NotFound, NotLeader, OutcomeUnknown, Unavailable, from_rpc
 from swarm.identity import Role
 from swarm.servers import RpcServer, current_peer, forwarded_peer_metadata, is_forwarded
 from swarm.v1 import control_pb2
@@ -205,6 +205,18 @@ async def test_the_leaders_refusal_arrives_as_it_is() -> None:
         error = await failure(stub.ListTasks(control_pb2.ListTasksRequest(), timeout=TIMEOUT))
         assert isinstance(error, Conflict)
         assert str(error) == "m1 says so"
+
+
+async def test_a_manager_that_was_demoted_sends_callers_to_another_one() -> None:
+    async with three_managers() as cluster, cluster.stub("m2") as stub:
+
+        async def demoted() -> None:
+            raise ManagerDemoted("'m2' is no manager and may not speak for others")
+
+        cluster.control("m1").serve = demoted
+        error = await failure(node(stub))
+        assert isinstance(error, Unavailable), "a caller goes on with another manager then"
+        assert str(error) == "this host is no manager any more; ask another one"
 
 
 async def test_a_forwarded_call_is_not_forwarded_again() -> None:
