@@ -19,6 +19,7 @@ from swarm.process import kill_group, missing_program
 
 from agent.runtime import processes
 from agent.runtime.interface import ExecResult
+from agent.runtime.monitor import unframed
 
 MAX_OUTPUT = 64 * 1024  # bytes kept, the last ones
 _DRAIN = 1.0  # seconds for the rest of the output, where something that outlives the command holds the pipe
@@ -69,7 +70,7 @@ async def execute(
         pid_file.unlink(missing_ok=True)
     output = bytes(kept)
     if code == _RUNTIME_FAILURE and any(complaint in output for complaint in _RUNTIME_COMPLAINTS):
-        text = output.decode(errors="replace").strip()
+        text = unframed(output.decode(errors="replace")).strip()
         if "not found" in text or "no such file" in text:
             raise NotFound(f"the command `{arguments[0]}` is not in the container")
         raise FailedPrecondition(f"`{' '.join(arguments)}` cannot be executed: {text[-300:]}")

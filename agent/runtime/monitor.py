@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ CREATE_TIMEOUT = 60.0  # seconds; normal is 0.05, a crowded host takes longer
 KILL_TIMEOUT = 10.0
 MAX_REPORT = 64 * 1024  # bytes of the monitor's report
 LOG_LIMIT = 64 << 20  # bytes of one container's log before it starts again
+
+_FRAMED = re.compile(r'^time="[^"]*" level=\w+ msg="((?:[^"\\]|\\.)*)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -166,11 +169,18 @@ def _pid(report: bytes, files: MonitorFiles) -> int:
     raise explain(message)
 
 
+def unframed(message: str) -> str:
+    """Without the frame of the runtime's log, `time="…" level=error msg="…"`, in which quotes and line feeds are escaped.
+    The frame's end may be missing: the monitor bounds what it passes on."""
+    framed = _FRAMED.findall(message)
+    if not framed:
+        return message
+    return re.sub(r"\\(.)", lambda escape: " " if escape[1] in "nrt" else escape[1], framed[-1])
+
+
 def explain(message: str) -> SwarmError:
     """An error for people, from what the OCI runtime or the monitor printed."""
-    text = " ".join(message.replace('\\"', '"').split())
-    if text.count('"') % 2:  # of `msg="…"`, whose beginning goes below
-        text = text.removesuffix('"')
+    text = " ".join(unframed(message).split())
     # runc nests its sentences: the last one tells what happened
     for start in ("unable to start container process: ", "runc create failed: ", "container_linux.go: "):
         text = text.rpartition(start)[2]

@@ -208,7 +208,7 @@ async def test_what_a_container_sees(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"arguments": ("nothere",)}, NotFound, "nothere"),
+        ({"arguments": ("nothere",)}, NotFound, r'exec: "nothere": executable file not found in \$PATH$'),
         ({"user": "nobody-knows"}, InvalidArgument, "/etc/passwd"),
         ({"mounts": (BindMount(Path("/does/not/exist"), "/x"),)}, NotFound, "/does/not/exist"),
         ({"network_namespace": Path("/run/netns/does-not-exist")}, Exception, "does-not-exist"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from swarm.errors import FailedPrecondition, InternalError, NotFound, ResourceExhausted, SwarmError
 
-from agent.runtime import cgroups, host, monitor, processes
+from agent.runtime import cgroups, host, processes
 from agent.runtime.cgroups import Hierarchies, parse_mounts
 
 VERSION_1 = """\
@@ -108,30 +107,6 @@ def test_whether_swap_is_counted(tmp_path: Path, files: list[str], version_2: bo
 def test_capabilities_are_read_from_the_kernels_bits() -> None:
     assert host.capabilities("Name:\tx\nCapPrm:\t0000000000000401\n") == {"CAP_CHOWN", "CAP_NET_BIND_SERVICE"}
     assert host.capabilities("") == frozenset()
-
-
-@pytest.mark.parametrize(
-    ("message", "kind", "sentence"),
-    [
-        (
-            'time="2026" level=error msg="runc create failed: unable to start container process: exec: \\"nope\\": '
-            'executable file not found in $PATH"',
-            NotFound,
-            'the command is not in the image: exec: "nope": executable file not found in $PATH',
-        ),
-        ("open /x: no space left on device", ResourceExhausted, "the disk is full"),
-        (
-            'unable to start container process: exec: "/data": permission denied',
-            FailedPrecondition,
-            "cannot be executed",
-        ),
-        ('error mounting "/a" to rootfs at "/b": not a directory', FailedPrecondition, "a mount failed"),
-        ("", InternalError, "without a word"),
-    ],
-)
-def test_what_the_runtime_prints_becomes_a_sentence(message: str, kind: type[SwarmError], sentence: str) -> None:
-    error = monitor.explain(message)
-    assert type(error) is kind and sentence in str(error)
 
 
 def test_a_pid_file_that_is_no_longer_true_finds_nothing(tmp_path: Path) -> None:
