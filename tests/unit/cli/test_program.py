@@ -52,7 +52,7 @@ def test_every_entry_of_the_table_has_a_command_with_help(entry: Any) -> None:
         (["service", "create"], "swarmctl service create [OPTIONS] IMAGE [COMMAND] [ARG]…"),
         (["swarm", "join-token"], "swarmctl swarm join-token [OPTIONS] worker|manager"),
         (["swarm", "snapshot", "save"], "swarmctl swarm snapshot save [OPTIONS] FILE"),
-        (["lab", "exec"], "swarmctl lab exec [OPTIONS] NODE [--] CMD…"),
+        (["lab", "exec"], "swarmctl lab exec [OPTIONS] HOST [--] CMD…"),
     ],
 )
 def test_usage_lines_are_written_as_everywhere(
@@ -229,3 +229,26 @@ def test_completion_of_commands_flags_and_names(script: Script, serve: Callable[
 
 def test_completion_is_silent_without_a_swarm(tmp_path: Path) -> None:
     assert completions("swarmctl service rm w", f"unix://{tmp_path}/none.sock") == []
+
+
+def test_ctrl_c_during_the_imports_ends_the_program_without_a_traceback() -> None:
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "orchestrator.cli.main":
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from orchestrator.swarmctl import main
+main()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "importing\n"
+        program.send_signal(signal.SIGINT)
+        _, complaint = program.communicate(timeout=30)
+    assert (program.returncode, complaint) == (-signal.SIGINT, "")
