@@ -82,8 +82,30 @@ def _is_last_piece(record: bytes) -> bool:
     return len(fields) >= 3 and fields[2].startswith(b"F")
 
 
-def tail_offset(stream: BinaryIO, lines: int) -> int:
-    """Where at least the last `lines` whole lines begin (a few more may follow, and a piece of one before them)."""
+def _time_of(record: bytes) -> int | None:
+    try:
+        return parse_time(record.partition(b" ")[0])
+    except ValueError:
+        return None
+
+
+def _lines_until(records: list[bytes], until_ns: int | None) -> int:
+    """How many lines end in these records, not after `until_ns`. Times only grow, so most chunks show at their first record
+    that all of them are later."""
+    if until_ns is None:
+        return sum(map(_is_last_piece, records))
+    count = 0
+    for record in records:
+        at = _time_of(record)
+        if at is not None and at > until_ns:
+            break
+        count += _is_last_piece(record)
+    return count
+
+
+def tail_offset(stream: BinaryIO, lines: int, until_ns: int | None = None) -> int:
+    """Where at least the last `lines` whole lines begin, later ones than `until_ns` not counted (a few more may follow, and a
+    piece of one before them)."""
     position = stream.seek(0, os.SEEK_END)
     found, behind = 0, b""
     while position > 0:
@@ -92,7 +114,7 @@ def tail_offset(stream: BinaryIO, lines: int) -> int:
         stream.seek(position)
         first, *complete = (stream.read(size) + behind).split(b"\n")
         behind = first
-        found += sum(1 for record in complete if _is_last_piece(record))
+        found += _lines_until(complete, until_ns)
         # one more than asked for, so that the pieces before the first line's last one are there as well
         if found > lines and position > 0:
             return position + len(first) + 1
@@ -110,18 +132,21 @@ async def read(
 ) -> AsyncIterator[LogLine]:
     """The lines of a log, oldest first; nothing where there is no such file.
 
-    `tail`: only so many of those that are there, the newest. `since_ns`, `until_ns`: only lines of that time, both included.
+    `since_ns`, `until_ns`: only lines of that time, both included. `tail`: only so many of those that are there, the newest.
     `follow`: goes on with what is written, until `ended` is set and all is read, the log's directory is removed, or a line
     after `until_ns` comes. Raises ResourceExhausted where the host watches too many directories already.
     """
-    async for line in _follow(path, tail, follow, ended):
+    async for line in _follow(path, tail, until_ns, follow, ended):
         if until_ns is not None and line.at_ns > until_ns:
             return
         if since_ns is None or line.at_ns >= since_ns:
             yield line
 
 
-async def _follow(path: Path, tail: int | None, follow: bool, ended: asyncio.Event | None) -> AsyncIterator[LogLine]:
+async def _follow(
+    path: Path, tail: int | None, until_ns: int | None, follow: bool, ended: asyncio.Event | None
+) -> AsyncIterator[LogLine]:
+    """All lines, from the first of the tail on; a line after `until_ns` ends it at the latest."""
     try:
         watch = DirectoryWatch(path.parent) if follow else None
     except FileNotFoundError:
@@ -132,8 +157,11 @@ async def _follow(path: Path, tail: int | None, follow: bool, ended: asyncio.Eve
         ) from error
     with watch or contextlib.nullcontext(), _File(path) as file:
         if tail is not None:
-            for line in file.tail(tail):
+            newest, later = file.tail(tail, until_ns)
+            for line in newest:
                 yield line
+            if later:
+                return
         while True:
             over = ended is not None and ended.is_set()  # before reading: what was written until then is still read
             while (lines := file.next_lines()) is not None:
@@ -180,14 +208,17 @@ class _File:
         self._rest[:] = last if len(last) < 4 * MAX_LINE else b""  # the monitor writes no such line
         return [line for record in complete if (line := self._joiner.feed(record)) is not None]
 
-    def tail(self, count: int) -> list[LogLine]:
-        """The last whole lines of the file as it is now."""
+    def tail(self, count: int, until_ns: int | None = None) -> tuple[list[LogLine], bool]:
+        """The last whole lines of the file as it is now, those after `until_ns` left out; and whether there are such."""
         newest: deque[LogLine] = deque(maxlen=max(0, count))
         if self._stream is not None:
-            self._stream.seek(tail_offset(self._stream, count))
+            self._stream.seek(tail_offset(self._stream, count, until_ns))
             while (lines := self.next_lines()) is not None:
-                newest.extend(lines)
-        return list(newest)
+                for line in lines:
+                    if until_ns is not None and line.at_ns > until_ns:
+                        return list(newest), True
+                    newest.append(line)
+        return list(newest), False
 
     def reopen_if_replaced(self) -> bool:
         """Whether there is another file to read now."""
@@ -232,7 +263,7 @@ async def last_line(path: Path) -> str:
 
 def _last_line(path: Path) -> str:
     with _File(path) as file:
-        lines = file.tail(10)
+        lines, _ = file.tail(10)
     for line in reversed(lines):
         text = line.line.decode(errors="replace").strip()
         if text:

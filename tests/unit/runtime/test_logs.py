@@ -90,6 +90,41 @@ async def test_since_and_until_bound_the_time(tmp_path: Path) -> None:
     assert await collect(path, since_ns=BASE + SECOND + half, until_ns=BASE + 3 * SECOND + half) == ["1", "2", "3"]
 
 
+async def test_the_tail_counts_what_the_time_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(record(second, str(second)) for second in range(9)))
+    half = SECOND // 2
+    assert await collect(path, tail=2, until_ns=BASE + 4 * SECOND) == ["2", "3"]
+    assert await collect(path, tail=2, until_ns=BASE + 4 * SECOND + half) == ["3", "4"], "the bound is included"
+    assert await collect(path, tail=2, since_ns=BASE + 4 * SECOND, until_ns=BASE + 5 * SECOND) == ["4"]
+    assert await collect(path, tail=20, since_ns=BASE + 2 * SECOND, until_ns=BASE + 5 * SECOND) == ["2", "3", "4"]
+    assert await collect(path, tail=0, until_ns=BASE + 4 * SECOND) == []
+    assert await collect(path, tail=2, until_ns=BASE) == []
+    assert await collect(path, tail=2, until_ns=BASE + 60 * SECOND) == ["7", "8"]
+    assert await collect(path, tail=2, until_ns=BASE + 4 * SECOND, follow=True) == ["2", "3"], "what follows is later"
+
+
+async def test_the_tail_before_a_time_that_lies_many_chunks_back(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    early = [record(1, "x" * 300, tag="P") + record(1, f" early {number}") for number in range(500)]
+    path.write_text("".join(early) + "".join(record(2, "late " + "y" * 300) for _ in range(3000)))
+    found = await collect(path, tail=3, until_ns=BASE + 2 * SECOND)
+    assert found == ["x" * 300 + f" early {number}" for number in (497, 498, 499)]
+
+
+async def test_the_tail_until_a_time_goes_on_over_a_new_file(tmp_path: Path) -> None:
+    """As the monitor does it at its limit: what was before is gone, what comes is counted as written after the tail."""
+    path, ended = tmp_path / "log", asyncio.Event()
+    path.write_text(record(1, "one") + record(2, "two"))
+    lines = logs.read(path, tail=1, until_ns=BASE + 4 * SECOND, follow=True, ended=ended)
+    assert (await anext(lines)).line == b"two"
+    new = tmp_path / "log.tmp"
+    new.write_text(record(3, "three") + record(4, "four"))
+    new.rename(path)
+    assert [line.line async for line in lines] == [b"three"], "four is later, and ends it"
+    assert await collect(path, tail=5, until_ns=BASE + 4 * SECOND) == ["three"]
+
+
 async def test_following_goes_on_over_a_new_file_and_ends_with_the_container(tmp_path: Path) -> None:
     path, ended = tmp_path / "log", asyncio.Event()
     path.write_text(record(1, "old") + record(1, "first"))
