@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from swarm import labs
 from swarm.errors import FailedPrecondition, SwarmError, Unavailable
 
 from orchestrator.cli.caller import PATIENCE, Caller, Shell
@@ -69,7 +70,7 @@ class Session:
     def _how(self, what: str, final: bool = False) -> dict[str, Any]:
         how: dict[str, Any] = {"what": what, "final": final, "patience": self._patience, "shell": self._shell}
         if self._places.lab:
-            how["hint"] = "`swarmctl lab up` starts again what is dead of the lab"
+            how["hint"] = f"`{labs.up_command(self._places.lab)}` starts again what is dead of the lab"
         return how
 
     def _made(self, caller: Caller[Any]) -> Caller[Any]:
@@ -84,13 +85,20 @@ class Session:
                 "this command works with the node daemon of a host, which has no network port for people; "
                 "run it on that host"
             )
+        if self._places.lab:
+            raise self._no_lab_host()
         raise FailedPrecondition("swarmd does not run on this host; start it, or try a lab with `swarmctl lab up`")
+
+    def _no_lab_host(self) -> SwarmError:
+        """Neither a manager nor a daemon is where the lab's should be."""
+        lab, host = self._places.lab, self._places.host
+        if host:
+            return labs.not_running(lab, host)
+        return Unavailable(f"no host of the lab {lab!r} is running; `{labs.up_command(lab)}` starts what is dead")
 
     def _no_manager(self) -> SwarmError:
         if self._places.lab and not self._places.daemons:
-            return Unavailable(
-                f"no host of the lab {self._places.lab!r} is running; `swarmctl lab up` starts what is dead"
-            )
+            return self._no_lab_host()
         states = self.states()
         if not states:
             if self._places.daemons:
@@ -104,7 +112,11 @@ class Session:
             starting = any(one.control_socket for one in states)
             return Unavailable(
                 f"no manager of the lab {self._places.lab!r} is running"
-                + (" yet; repeat in a moment" if starting else "; `swarmctl lab up` starts what is dead")
+                + (
+                    " yet; repeat in a moment"
+                    if starting
+                    else f"; `{labs.up_command(self._places.lab)}` starts what is dead"
+                )
             )
         return _membership(next((one for one in states if one.state != "inactive"), states[0]))
 

@@ -2,20 +2,20 @@
 
 `Target` holds what the user said (flags or environment); `find` looks at the host and returns where to knock: the
 managers' control sockets or addresses, and the local daemons' sockets. The order: `--host`; `--lab`/`--node`; this host's
-own `/run/swarm`; the lab named `default`. Nothing here opens a connection.
+own `/run/swarm`; the lab of this machine (`swarm.labs.implied` says which). Nothing here opens a connection to a manager.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from swarm import labs
+from swarm.labs import NODE_SOCKET
 
 RUN_DIRECTORY = Path("/run/swarm")
-LAB_DIRECTORY = Path("/run/swarm-lab")
-CONTROL_SOCKET, NODE_SOCKET = "control.sock", "swarmd.sock"
-DEFAULT_LAB = "default"
+LAB_DIRECTORY = labs.RUN_ROOT
+CONTROL_SOCKET = "control.sock"
 CLUSTER_PORT = 2378
 
 
@@ -54,7 +54,8 @@ class Target:
     node: str | None = None
 
     def find(self, run_directory: Path | None = None, lab_directory: Path | None = None) -> Places:
-        """Raises InvalidArgument for settings that make no sense, NotFound for a lab or node that is not there."""
+        """Raises InvalidArgument for settings that make no sense, NotFound for a lab or node that is not there,
+        FailedPrecondition where several labs could be meant."""
         run_directory = run_directory or RUN_DIRECTORY
         lab_directory = lab_directory or LAB_DIRECTORY
         if self.host and (self.lab or self.node):
@@ -64,13 +65,15 @@ class Target:
         if self.host:
             return _named(self.host, self.tls)
         if self.lab or self.node:
-            return _lab(lab_directory, self.lab or DEFAULT_LAB, self.node)
+            name = self.lab or labs.implied(lab_directory)
+            if name is None:
+                raise labs.no_lab(labs.DEFAULT_LAB, lab_directory)
+            return _lab(lab_directory, name, self.node)
         here = _host("this host", run_directory)
         if here.control or here.daemons:
             return here
-        if (lab_directory / DEFAULT_LAB / "lab.json").exists():
-            return _lab(lab_directory, DEFAULT_LAB, None)
-        return here
+        name = labs.implied(lab_directory)
+        return _lab(lab_directory, name, None) if name is not None else here
 
 
 def _named(host: str, tls: str | None) -> Places:
@@ -117,12 +120,11 @@ def _host(name: str, directory: Path) -> Places:
 
 
 def _lab(lab_directory: Path, name: str, node: str | None) -> Places:
-    nodes = _read_lab(lab_directory / name / "lab.json", name)
+    nodes = labs.read_hosts(name, lab_directory)
     if node is not None:
         chosen = [one for one in nodes if one.get("name") == node]
         if not chosen:
-            names = ", ".join(str(one.get("name")) for one in nodes)
-            raise _not_found(f"the lab {name!r} has no host {node!r}; its hosts are {names}")
+            raise labs.no_host(name, node, (str(one.get("name")) for one in nodes))
         nodes = chosen
     control: list[Endpoint] = []
     daemons: list[Endpoint] = []
@@ -132,18 +134,6 @@ def _lab(lab_directory: Path, name: str, node: str | None) -> Places:
         control.extend(places.control)
         daemons.extend(places.daemons)
     return Places(tuple(control), tuple(daemons), lab=name, host=node or "")
-
-
-def _read_lab(path: Path, name: str) -> list[dict[str, Any]]:
-    try:
-        nodes = json.loads(path.read_text())["nodes"]
-    except FileNotFoundError as error:
-        raise _not_found(f"no lab {name!r} runs on this machine; `swarmctl lab up` starts one") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise _invalid(
-            f"{path} cannot be understood ({error}); `swarmctl lab down` and `lab up` write it anew"
-        ) from error
-    return [one for one in nodes if isinstance(one, dict)]
 
 
 def _exists(path: Path) -> bool:
@@ -157,9 +147,3 @@ def _invalid(sentence: str) -> Exception:
     from swarm.errors import InvalidArgument
 
     return InvalidArgument(sentence)
-
-
-def _not_found(sentence: str) -> Exception:
-    from swarm.errors import NotFound
-
-    return NotFound(sentence)

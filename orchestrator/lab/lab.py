@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from swarm import labs
 from swarm.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument
-from swarm.labs import not_running
 from swarm.v1 import control_pb2, control_pb2_grpc, types_pb2
 
 from orchestrator.lab import hosts, registry, wiring
@@ -115,7 +115,8 @@ async def down(name: str, say: Say) -> None:
     _require_root()
     async with _exclusively():
         if not await _remove(name, say):
-            say(f"There is no lab {name!r} on this machine")
+            others = labs.described()
+            say(f"There is no lab {name!r} on this machine" + (f"; there is {', '.join(others)}" if others else ""))
 
 
 async def _remove(name: str, say: Say) -> bool:
@@ -183,7 +184,7 @@ async def start(layout: LabLayout, host: LabHost) -> None:
 
 def _require_powered(host: LabHost) -> None:
     if not wiring.namespace_exists(host.namespace):
-        raise not_running(host.lab, host.name)
+        raise labs.not_running(host.lab, host.name)
 
 
 def _require_root() -> None:

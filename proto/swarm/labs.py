@@ -22,17 +22,17 @@ NODE_SOCKET = "swarmd.sock"  # as in swarm.names, which costs imports
 CONNECT_TIMEOUT = 1.0
 
 
-def described(root: Path = RUN_ROOT) -> list[str]:
+def described(root: Path | None = None) -> list[str]:
     """The names of the labs that have a description, sorted."""
-    return sorted(file.parent.name for file in root.glob(f"*/{DESCRIPTION}"))
+    return sorted(file.parent.name for file in (root or RUN_ROOT).glob(f"*/{DESCRIPTION}"))
 
 
-def read_hosts(name: str, root: Path = RUN_ROOT) -> list[dict[str, Any]]:
+def read_hosts(name: str, root: Path | None = None) -> list[dict[str, Any]]:
     """The hosts of a lab: `name`, `role`, `address`, `run_dir` of each.
 
     Raises NotFound where there is no such lab, InvalidArgument where its description is damaged.
     """
-    path = root / name / DESCRIPTION
+    path = (root or RUN_ROOT) / name / DESCRIPTION
     try:
         nodes = json.loads(path.read_text())["nodes"]
         return [one for one in nodes if isinstance(one, dict)]
@@ -51,7 +51,7 @@ def answering(hosts: Iterable[dict[str, Any]]) -> list[str]:
     return [str(one.get("name")) for one in hosts if _listens(Path(str(one.get("run_dir"))) / NODE_SOCKET)]
 
 
-def implied(root: Path = RUN_ROOT, *, flag: str = "--lab") -> str | None:
+def implied(root: Path | None = None, *, flag: str = "--lab") -> str | None:
     """The lab that is meant where none is named; None where there is none.
 
     That is the one named `default`, running or not: else a command that is repeated after a fault might suddenly concern
@@ -72,7 +72,7 @@ def implied(root: Path = RUN_ROOT, *, flag: str = "--lab") -> str | None:
     return there[0] if there else None
 
 
-def no_lab(name: str, root: Path = RUN_ROOT) -> NotFound:
+def no_lab(name: str, root: Path | None = None) -> NotFound:
     """There is no lab of that name."""
     from swarm.errors import NotFound
 
@@ -106,7 +106,7 @@ def _named(lab: str) -> str:
     return "" if lab == DEFAULT_LAB else f" --name {lab}"
 
 
-def _hosts_or_none(name: str, root: Path) -> list[dict[str, Any]]:
+def _hosts_or_none(name: str, root: Path | None) -> list[dict[str, Any]]:
     from swarm.errors import SwarmError
 
     try:

@@ -109,7 +109,7 @@ def version(context: typer.Context, output_format: Format = "table") -> None:
     """Show the version of this program and, where one answers, of the manager."""
     output.check_format(output_format)
     client = {"version": VERSION, "python": platform.python_version()}
-    manager = _manager_version(session(context))
+    manager = _manager_version(context)
     if output_format == "json":
         output.print_json({"client": client, "manager": {"version": manager} if manager else None})
         return
@@ -118,8 +118,8 @@ def version(context: typer.Context, output_format: Format = "table") -> None:
         output.line(f"Manager: {manager}")
 
 
-def _manager_version(made: Session) -> str:
+def _manager_version(context: typer.Context) -> str:
     try:
-        return made.control().call(lambda stub: stub.GetInfo, control.GetInfoRequest(), timeout=2.0).version
+        return session(context).control().call(lambda stub: stub.GetInfo, control.GetInfoRequest(), timeout=2.0).version
     except SwarmError:
         return ""  # the client's version is an answer by itself

@@ -1,13 +1,13 @@
-"""`swarmctl lab …`: the machinery is `orchestrator.lab`; here it is only found."""
+"""`swarmctl lab …`: the commands are in `lab_commands`, the machinery is `orchestrator.lab`; here they are only found."""
 
 from __future__ import annotations
 
 import typer
 
 try:
-    from orchestrator.lab.commands import app
+    from orchestrator.cli.commands.lab_commands import app
 except ModuleNotFoundError as error:
-    if error.name not in ("orchestrator.lab", "orchestrator.lab.commands"):
+    if error.name != "orchestrator.lab":
         raise
     # A package of the clients alone may leave it out.
     app = typer.Typer(help="Not part of this installation.")

@@ -222,7 +222,10 @@ def test_a_host_without_a_manager_says_why(serve: Serve, answer: Any, kind: type
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (state(state="active", managers=["10.0.0.1:2378"]), "no manager of the lab 'x' is running; `swarmctl lab up`"),
+        (
+            state(state="active", managers=["10.0.0.1:2378"]),
+            "no manager of the lab 'x' is running; `swarmctl lab up --name x`",
+        ),
         (state(state="active", control_socket="/x"), "no manager of the lab 'x' is running yet; repeat"),
     ],
 )

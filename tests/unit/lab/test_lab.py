@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from swarm import labs
 from swarm.errors import InvalidArgument
 
 from agent.node import options
@@ -15,6 +16,7 @@ from orchestrator.lab import lab
 def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lab, "RUN_ROOT", tmp_path / "run")
     monkeypatch.setattr(lab, "STATE_ROOT", tmp_path / "state")
+    monkeypatch.setattr(labs, "RUN_ROOT", tmp_path / "run")
     monkeypatch.setattr(lab, "_require_root", lambda: None)
 
 
@@ -28,7 +30,11 @@ async def test_an_unknown_log_level_is_refused_before_anything_is_built(tmp_path
     assert lab.LOG_LEVELS == options.LOG_LEVELS
 
 
-async def test_to_remove_a_lab_that_is_not_there_says_so() -> None:
+async def test_to_remove_a_lab_that_is_not_there_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     await lab.down("t-nowhere", said.append)
-    assert said == ["There is no lab 't-nowhere' on this machine"]
+    (tmp_path / "run" / "other").mkdir()
+    (tmp_path / "run" / "other" / "lab.json").touch()
+    await lab.down("t-nowhere", said.append)
+    words = "There is no lab 't-nowhere' on this machine"
+    assert said == [words, f"{words}; there is other"]
