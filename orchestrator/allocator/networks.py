@@ -1,7 +1,8 @@
 """VNIs and subnets of networks, and addresses in them.
 
-Subnets come from the cluster's pools, in order, and keep clear of every other network and of the nodes' own addresses. The
-gateway is the first address unless the user named one.
+Subnets come from the cluster's pools, in order, and keep clear of every other network and of the nodes' own addresses; of
+the sites that the nodes are in as well, while there is room elsewhere. The gateway is the first address unless the user
+named one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from swarm.v1.types_pb2 import Network
 
+from orchestrator.allocator.hosts import addresses_of, sites_of
 from orchestrator.allocator.rotation import Rotation
 from orchestrator.store import Snapshot, copy_of
 
@@ -47,13 +49,17 @@ def allocate_network(
 
 
 def _free_subnet(snapshot: Snapshot, used: list[ipaddress.IPv4Network]) -> ipaddress.IPv4Network | None:
-    hosts = [
-        ipaddress.IPv4Address(node.description.address) for node in snapshot.nodes if _is_ipv4(node.description.address)
-    ]
+    hosts = addresses_of(snapshot.nodes)
+    sites = sites_of(hosts)
+    near_hosts: ipaddress.IPv4Network | None = None
     for subnet in _candidates(snapshot):
-        if not any(subnet.overlaps(other) for other in used) and not any(host in subnet for host in hosts):
+        if any(subnet.overlaps(other) for other in used):
+            continue
+        if not any(subnet.overlaps(site) for site in sites):
             return subnet
-    return None
+        if near_hosts is None and not any(host in subnet for host in hosts):
+            near_hosts = subnet
+    return near_hosts
 
 
 def _candidates(snapshot: Snapshot) -> Iterator[ipaddress.IPv4Network]:
@@ -63,14 +69,6 @@ def _candidates(snapshot: Snapshot) -> Iterator[ipaddress.IPv4Network]:
     for text in pools:
         pool = ipaddress.IPv4Network(text, strict=False)
         yield from pool.subnets(new_prefix=max(length, pool.prefixlen))
-
-
-def _is_ipv4(text: str) -> bool:
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 class AddressBook:

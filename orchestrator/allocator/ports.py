@@ -2,11 +2,14 @@
 
 A port published through the mesh is unique among all services, per protocol: every node answers at it, so that no task can
 have it in host mode either. Chosen numbers come from 30000–32767 and stay with the service for as long as its spec publishes
-that target port.
+that target port. The swarm's own ports are nobody's: a published one would take the managers' traffic away from them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from swarm.names import AGENT_PORT, CLUSTER_PORT, ENROLMENT_PORT, VXLAN_PORT
 from swarm.v1.types_pb2 import PUBLISH_MODE_HOST, PUBLISH_MODE_INGRESS, PortConfig, Service
 
 from orchestrator.allocator.rotation import Rotation
@@ -14,6 +17,12 @@ from orchestrator.store import Snapshot
 from orchestrator.store.tables import PortKey, port_key
 
 FIRST_PORT, LAST_PORT = 30_000, 32_767
+SWARM_PORTS: Mapping[PortKey, str] = {  # and what the swarm needs each for
+    ("tcp", ENROLMENT_PORT): "joining",
+    ("tcp", CLUSTER_PORT): "its managers",
+    ("tcp", AGENT_PORT): "its node daemons",
+    ("udp", VXLAN_PORT): "overlay networks",
+}
 
 
 def is_ingress(port: PortConfig) -> bool:
@@ -49,7 +58,11 @@ def publish(
                 key = port_key(probe)
                 owner = snapshot.services.publishing(key)
                 return (
-                    key in mine or key in reserved or key in elsewhere or (owner is not None and owner.id != service.id)
+                    key in SWARM_PORTS
+                    or key in mine
+                    or key in reserved
+                    or key in elsewhere
+                    or (owner is not None and owner.id != service.id)
                 )
 
             found = number if number and not taken(number) else None

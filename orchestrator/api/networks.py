@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from swarm.errors import AlreadyExists, FailedPrecondition, InUse
+from swarm.errors import AlreadyExists, FailedPrecondition, InUse, InvalidArgument
 from swarm.ids import IdSource
 from swarm.names import DEFAULT_NETWORK, INGRESS_NETWORK
 from swarm.v1 import types_pb2
 
+from orchestrator.allocator.hosts import node_within
 from orchestrator.api.validation.networks import overlapping, parse_subnet
 from orchestrator.store import Change, Create, Kind, Remove, Snapshot
+from orchestrator.store.tables import node_name
 
 MAX_NAMED = 5  # services in one sentence
 
 
 def create_network(snapshot: Snapshot, spec: types_pb2.NetworkSpec, *, ids: IdSource) -> list[Change]:
-    """`spec` is checked by itself already; the allocator chooses what it leaves open. Raises AlreadyExists."""
+    """`spec` is checked by itself already; the allocator chooses what it leaves open. Raises AlreadyExists,
+    InvalidArgument (a subnet that hosts are in)."""
     if snapshot.networks.by_name(spec.name) is not None:
         raise AlreadyExists(f'network "{spec.name}" exists already; choose another name')
     ingress = snapshot.networks.ingress() if spec.ingress else None
     if ingress is not None:
         raise AlreadyExists(f'network "{ingress.spec.name}" is the ingress network already; there can be one only')
     if spec.subnet:
-        other = overlapping(parse_subnet("subnet", spec.subnet), snapshot.networks)
+        subnet = parse_subnet("subnet", spec.subnet)
+        node = node_within(subnet, snapshot.nodes)
+        if node is not None:
+            raise InvalidArgument(
+                f'subnet: network "{spec.name}": {spec.subnet} has the address {node.description.address} of node '
+                f'"{node_name(node)}" in it, which could not be reached any more; choose another, or none to have one chosen'
+            )
+        other = overlapping(subnet, snapshot.networks)
         if other is not None:
             raise AlreadyExists(
                 f'network "{spec.name}": subnet {spec.subnet} overlaps with {other.subnet or other.spec.subnet} of network '

@@ -18,6 +18,7 @@ from swarm.v1 import enrolment_pb2, types_pb2
 from swarm.v1.enrolment_pb2_grpc import CertificatesServicer, EnrolmentServicer
 
 from orchestrator.identity.membership import (
+    check_reachable,
     join_changes,
     manager_addresses,
     node_validity,
@@ -75,8 +76,10 @@ class EnrolmentService(EnrolmentServicer):
     ) -> types_pb2.Node:
         """The node that this request made, now or before."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
+            snapshot = self._store.snapshot()
+            check_reachable(snapshot, request.hostname, request.address)
             changes = join_changes(
-                self._store.snapshot(),
+                snapshot,
                 node_id=node_id,
                 role=role,
                 hostname=request.hostname,

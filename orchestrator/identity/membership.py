@@ -6,6 +6,7 @@ no two nodes ever get the same one.
 
 from __future__ import annotations
 
+import ipaddress
 import random
 
 from swarm.errors import FailedPrecondition, InvalidArgument
@@ -20,6 +21,8 @@ from swarm.names import (
 from swarm.tokens import new_secret
 from swarm.v1 import types_pb2
 
+from orchestrator.allocator import Rotation, step
+from orchestrator.allocator.hosts import network_around
 from orchestrator.identity.authority import NODE_VALIDITY, RootAuthority
 from orchestrator.store import Change, Create, Snapshot, Update, copy_of, features
 
@@ -43,6 +46,37 @@ def join_changes(
         node_id=node_id, number=number, role=role, hostname=hostname, address=address, availability=availability
     )
     return [Update(cluster), Create(node)]
+
+
+def check_reachable(snapshot: Snapshot, hostname: str, address: str) -> None:
+    """Whether the others can reach a host that joins at `address` (as `join_changes`). Raises InvalidArgument (loopback beside
+    managers elsewhere), FailedPrecondition (inside an overlay's subnet: every host would look for it on its own bridge)."""
+    host, _ = split_advertised(address)
+    if _is_loopback(host) and not all(_is_loopback(split_advertised(one)[0]) for one in manager_addresses(snapshot)):
+        raise InvalidArgument(
+            f'address: host "{hostname}" advertises {host}, at which no other host reaches it; name the address of one of its '
+            "interfaces with --advertise-addr"
+        )
+    network = network_around(host, snapshot.networks)
+    if network is not None:
+        subnet, name = network.subnet or network.spec.subnet, network.spec.name
+        own = network.spec.ingress or name in (INGRESS_NETWORK, DEFAULT_NETWORK)
+        raise FailedPrecondition(
+            f'host "{hostname}" has the address {host}, which is inside {subnet}, the subnet of network "{name}": it could not '
+            "be reached; join with an address of another network (--advertise-addr), or "
+            + (
+                "found the swarm with a --default-addr-pool that the hosts' addresses are not in"
+                if own
+                else f'remove network "{name}" first'
+            )
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def new_node(
@@ -118,7 +152,11 @@ def bootstrap_objects(
     """The first transaction: the cluster, its first manager (number 1), and the networks `ingress` and `default`.
 
     `address` is what the node advertises, HOST or HOST:PORT (cluster port). `rng` only where a test wants the same secrets.
+    Raises InvalidArgument where `spec` is not what a cluster may be told, or has no room for these networks.
     """
+    from orchestrator.api.validation import check_cluster_spec
+
+    check_cluster_spec(spec)
     cluster = types_pb2.Cluster(
         id=cluster_id,
         spec=spec,
@@ -140,12 +178,26 @@ def bootstrap_objects(
     )
     ingress = types_pb2.NetworkSpec(name=INGRESS_NETWORK, driver=OVERLAY_DRIVER, ingress=True)
     default = types_pb2.NetworkSpec(name=DEFAULT_NETWORK, driver=OVERLAY_DRIVER, attachable=True)
-    return [
+    changes: list[Change] = [
         Create(cluster),
         Create(node),
         Create(types_pb2.Network(id=ids(), spec=ingress)),
         Create(types_pb2.Network(id=ids(), spec=default)),
     ]
+    _check_room(changes, node.description.address)
+    return changes
+
+
+def _check_room(changes: list[Change], address: str) -> None:
+    """Asks the allocator what it would do with the first transaction."""
+    begun = Snapshot().with_changes(changes)
+    allocated = begun.with_changes(step(begun, (), 0.0, Rotation()).changes)
+    if not all(network.subnet for network in allocated.networks):
+        raise InvalidArgument(
+            f'address_pools: there is no room for the subnets of the networks "{INGRESS_NETWORK}" and "{DEFAULT_NETWORK}" '
+            f"beside this host's own address {address}; give a larger --default-addr-pool, one that the hosts' addresses are "
+            "not in, or a longer --default-addr-pool-mask-length"
+        )
 
 
 def split_advertised(address: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import posixpath
 import re
 from collections.abc import Sequence
 
@@ -118,9 +119,14 @@ def check_mounts(field: str, mounts: Sequence[types_pb2.Mount]) -> None:
     check_count(field, len(mounts), MAX_ENTRIES)
     for mount in mounts:
         _check_mount(f"{field}[{mount.target}]", mount)
-    twice = first_duplicate(mount.target.rstrip("/") for mount in mounts)
+    twice = first_duplicate(_one_way(mount.target) for mount in mounts)
     if twice is not None:
         raise refuse(field, f"two mounts have the target {twice!r}")
+
+
+def _one_way(path: str) -> str:
+    """The plainest way to write an absolute path: `/a` for `//a`, `/./a` and `/a/`."""
+    return posixpath.normpath("/" + path.lstrip("/"))  # which by itself leaves two leading slashes as they are
 
 
 def _check_mount(field: str, mount: types_pb2.Mount) -> None:
@@ -128,7 +134,7 @@ def _check_mount(field: str, mount: types_pb2.Mount) -> None:
     check_text(f"{field}.source", mount.source)
     if not mount.target.startswith("/"):
         raise refuse(f"{field}.target", f"{mount.target!r} must be an absolute path in the container")
-    if not mount.target.strip("/") or ".." in mount.target.split("/"):
+    if _one_way(mount.target) == "/" or ".." in mount.target.split("/"):
         raise refuse(f"{field}.target", f"{mount.target!r} cannot be mounted over")
     if mount.type == types_pb2.MOUNT_TYPE_BIND:
         if not mount.source.startswith("/"):

@@ -12,6 +12,13 @@ from orchestrator.api.validation.fields import check_labels, check_name, check_r
 DRIVERS = ("overlay",)
 SMALLEST_PREFIX, LONGEST_PREFIX = 8, 29  # from 16 million addresses to 6
 SMALLEST_MTU, LARGEST_MTU = 576, 65535
+RESERVED = {  # RFC 6890: what no container can have an address of
+    ipaddress.IPv4Network("0.0.0.0/8"): '"this network"',
+    ipaddress.IPv4Network("127.0.0.0/8"): "loopback",
+    ipaddress.IPv4Network("169.254.0.0/16"): "link-local",
+    ipaddress.IPv4Network("224.0.0.0/4"): "multicast",
+    ipaddress.IPv4Network("240.0.0.0/4"): "kept for later and broadcast",
+}
 
 
 def check_network_spec(spec: types_pb2.NetworkSpec) -> None:
@@ -38,8 +45,13 @@ def parse_subnet(field: str, text: str) -> ipaddress.IPv4Network:
         raise refuse(field, f"{text!r} is not an IPv4 network as 10.5.0.0/24 ({error})") from None
     if not SMALLEST_PREFIX <= subnet.prefixlen <= LONGEST_PREFIX:
         raise refuse(field, f"{text} must have a prefix length from {SMALLEST_PREFIX} to {LONGEST_PREFIX}")
-    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or subnet.is_unspecified:
-        raise refuse(field, f"{text} is reserved (loopback, link-local or multicast); choose a private network")
+    for reserved, purpose in RESERVED.items():
+        if subnet.overlaps(reserved):
+            raise refuse(
+                field,
+                f"{text} is reserved, or has reserved addresses in it ({reserved}: {purpose}); choose a private network, "
+                "as 10.5.0.0/24",
+            )
     return subnet
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from swarm.errors import InvalidArgument
 from swarm.v1 import types_pb2
 
+from orchestrator.allocator.ports import SWARM_PORTS
 from orchestrator.api.validation.containers import check_container
 from orchestrator.api.validation.fields import (
     check_count,
@@ -19,6 +20,7 @@ from orchestrator.api.validation.fields import (
     refuse,
 )
 from orchestrator.scheduler.constraints import check_key, parse_constraint
+from orchestrator.store.tables import port_key
 
 MAX_REPLICAS = 20_000
 MAX_PORTS = 1024
@@ -34,6 +36,9 @@ HIGHEST_PORT = 65535
 
 def check_service_spec(spec: types_pb2.ServiceSpec) -> None:
     """Raises InvalidArgument for the first thing that is wrong."""
+    check_count(
+        "ports", len(spec.ports), MAX_PORTS
+    )  # says more than the size of a spec that a range of ports made large
     if spec.ByteSize() > MAX_SPEC_BYTES:
         raise refuse("spec", f"is {spec.ByteSize()} bytes large; at most {MAX_SPEC_BYTES} are allowed")
     check_name("name", spec.name)
@@ -91,6 +96,7 @@ def _check_placement(field: str, placement: types_pb2.Placement) -> None:
     """The grammar is the scheduler's."""
     check_count(f"{field}.constraints", len(placement.constraints), MAX_CONSTRAINTS)
     for text in placement.constraints:
+        _check_one_line(f"{field}.constraints", text)
         try:
             constraint = parse_constraint(text)
         except InvalidArgument as error:
@@ -98,10 +104,17 @@ def _check_placement(field: str, placement: types_pb2.Placement) -> None:
         if constraint.key == "node.role" and constraint.value.casefold() not in ("manager", "worker"):
             raise refuse(f"{field}.constraints", f"{text!r}: a role is manager or worker")
     for key in placement.spread:
+        _check_one_line(f"{field}.spread", key)
         try:
             check_key(key)
         except InvalidArgument as error:
             raise refuse(f"{field}.spread", str(error)) from None
+
+
+def _check_one_line(field: str, text: str) -> None:
+    """Sentences about what people wrote repeat it as it is: it must not break or colour a terminal's line."""
+    if not text.isprintable():
+        raise refuse(field, f"{text!r} must not contain line breaks or control characters")
 
 
 def _check_resources(task: types_pb2.TaskSpec) -> None:
@@ -139,7 +152,6 @@ def _check_networks(field: str, networks: Sequence[types_pb2.NetworkAttachmentCo
 def check_ports(
     field: str, ports: Sequence[types_pb2.PortConfig], endpoint_mode: types_pb2.EndpointMode.ValueType
 ) -> None:
-    check_count(field, len(ports), MAX_PORTS)
     for port in ports:
         if not 1 <= port.target_port <= HIGHEST_PORT:
             raise refuse(f"{field}.target_port", f"{port.target_port} is not a port; give a number from 1 to 65535")
@@ -147,6 +159,12 @@ def check_ports(
             raise refuse(
                 f"{field}.published_port",
                 f"{port.published_port} is not a port; give a number from 1 to 65535, or none to have one chosen",
+            )
+        if port_key(port) in SWARM_PORTS:
+            protocol, number = port_key(port)
+            raise refuse(
+                f"{field}.published_port",
+                f"{number}/{protocol} is the swarm's own port, for {SWARM_PORTS[protocol, number]}; choose another",
             )
         if port.protocol not in types_pb2.PortProtocol.values():
             raise refuse(f"{field}.protocol", f"the protocol {port.protocol} is not known; say tcp or udp")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+import pytest
 from swarm.v1.types_pb2 import (
     ENDPOINT_MODE_DNSRR,
     PORT_PROTOCOL_UDP,
@@ -28,7 +29,8 @@ from swarm.v1.types_pb2 import (
     TaskStatus,
 )
 
-from orchestrator.allocator import Rotation, step
+from orchestrator.allocator import Rotation, ports, step
+from orchestrator.allocator.ports import FIRST_PORT, LAST_PORT, SWARM_PORTS
 from orchestrator.store import Change, Create, SetDesiredState, SetTaskStatus, Snapshot, Update, copy_of
 
 
@@ -78,10 +80,22 @@ def test_networks_get_a_vni_a_subnet_and_a_gateway() -> None:
 
 def test_chosen_subnets_keep_clear_of_users_subnets_and_of_the_hosts() -> None:
     mine = network("mine", subnet="10.0.0.0/18", gateway="10.0.0.9")
-    host = Node(id="n", description=NodeDescription(address="10.0.65.3"))
+    host = Node(id="n", description=NodeDescription(address="10.1.65.3"))
     snap, _ = allocate(snapshot(mine, host, *BASE))
     assert (snap.networks["mine"].subnet, snap.networks["mine"].gateway) == ("10.0.0.0/18", "10.0.0.9")
-    assert {snap.networks["default"].subnet, snap.networks["ingress"].subnet} == {"10.0.80.0/20", "10.0.96.0/20"}
+    assert {snap.networks["default"].subnet, snap.networks["ingress"].subnet} == {"10.0.64.0/20", "10.0.80.0/20"}
+
+
+def test_chosen_subnets_keep_clear_of_the_hosts_whole_site_while_there_is_room() -> None:
+    host = Node(id="n", description=NodeDescription(address="10.0.65.3"))
+    snap, _ = allocate(snapshot(host, *BASE))
+    assert {found.subnet for found in snap.networks} == {"10.1.0.0/20", "10.1.16.0/20"}
+    narrow = Cluster(id="c", spec=ClusterSpec(address_pools=["10.0.64.0/18"]))
+    snap, _ = allocate(snapshot(host, narrow, *BASE))
+    assert {found.subnet for found in snap.networks} == {"10.0.80.0/20", "10.0.96.0/20"}
+    narrow.spec.address_pools[0] = "10.0.64.0/20"
+    snap, _ = allocate(snapshot(host, narrow, *BASE))
+    assert {found.subnet for found in snap.networks} == {""}
 
 
 def test_pools_are_the_clusters() -> None:
@@ -138,9 +152,17 @@ def test_a_chosen_port_is_none_that_another_service_has_in_host_mode() -> None:
     assert [port.published_port for port in snap.services["web"].published_ports] == [32_767]
 
 
+def test_a_chosen_port_is_none_of_the_swarms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(FIRST_PORT <= number <= LAST_PORT for _, number in SWARM_PORTS)
+    monkeypatch.setattr(ports, "FIRST_PORT", 2377)
+    monkeypatch.setattr(ports, "LAST_PORT", 2379)
+    snap, _ = allocate(snapshot(*BASE, *service("web", PortConfig(target_port=80))))
+    assert [port.published_port for port in snap.services["web"].published_ports] == [2379]
+
+
 def test_tasks_of_services_with_ingress_ports_join_the_ingress_network() -> None:
-    ports = (PortConfig(target_port=80, published_port=80), PortConfig(target_port=81, mode=PUBLISH_MODE_HOST))
-    snap, _ = allocate(snapshot(*BASE, *service("web", *ports), task(1)))
+    wanted = (PortConfig(target_port=80, published_port=80), PortConfig(target_port=81, mode=PUBLISH_MODE_HOST))
+    snap, _ = allocate(snapshot(*BASE, *service("web", *wanted), task(1)))
     (found,) = snap.tasks
     assert [at.network_id for at in found.attachments] == ["default", "ingress"]
     assert [(port.target_port, port.mode) for port in found.host_ports] == [(81, PUBLISH_MODE_HOST)]

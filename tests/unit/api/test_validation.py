@@ -161,6 +161,8 @@ BAD_SERVICES: list[tuple[Spoil, str]] = [
     (setting("task.placement.constraints", ["node.colour == red"]), '"node.colour" is not an attribute'),
     (setting("task.placement.constraints", ["node.role == boss"]), "a role is manager or worker"),
     (setting("task.placement.spread", ["zone"]), '"zone" is not an attribute'),
+    (setting("task.placement.constraints", ["a\n==b"]), r"constraints: 'a\\n==b' must not contain line breaks"),
+    (setting("task.placement.spread", ["a\x1b[1m"]), r"spread: 'a\\x1b\[1m' must not contain line breaks"),
     (setting("update.delay", seconds(-5)), "update.delay: -5 s is negative"),
     (setting("update.max_failure_ratio", 1.5), "update.max_failure_ratio: 1.5 is out of range"),
     (setting("rollback.failure_action", types_pb2.FAILURE_ACTION_ROLLBACK), "a rollback cannot roll back"),
@@ -175,6 +177,7 @@ BAD_SERVICES: list[tuple[Spoil, str]] = [
     ),
     (lambda spec: spec.task.container.env.append("A={{ user }}"), "task.container: '{{ user }}' is no placeholder"),
     (lambda spec: mount(spec, "VOLUME", source="ab", target="/"), "cannot be mounted over"),
+    (lambda spec: mount(spec, "VOLUME", source="ab", target="//./"), "cannot be mounted over"),
     (lambda spec: mount(spec, "TMPFS", source="ab", target="/t"), "a tmpfs mount has no source"),
     (lambda spec: mount(spec, "VOLUME", source="ab", target="/t", tmpfs_size_bytes=1), "for tmpfs mounts only"),
     (lambda spec: mount(spec, "UNSPECIFIED", target="/t"), "say bind, volume or tmpfs"),
@@ -188,6 +191,37 @@ def test_a_bad_service_is_refused_with_a_sentence(spoil: Spoil, sentence: str) -
     check_service_spec(spec)
     spoil(spec)
     with pytest.raises(InvalidArgument, match=sentence):
+        check_service_spec(spec)
+
+
+@pytest.mark.parametrize("mode", [types_pb2.PUBLISH_MODE_INGRESS, types_pb2.PUBLISH_MODE_HOST])
+@pytest.mark.parametrize(
+    ("number", "protocol", "purpose"),
+    [
+        (2377, types_pb2.PORT_PROTOCOL_TCP, "2377/tcp is the swarm's own port, for joining"),
+        (2378, types_pb2.PORT_PROTOCOL_UNSPECIFIED, "2378/tcp is the swarm's own port, for its managers"),
+        (7946, types_pb2.PORT_PROTOCOL_TCP, "7946/tcp is the swarm's own port, for its node daemons"),
+        (4789, types_pb2.PORT_PROTOCOL_UDP, "4789/udp is the swarm's own port, for overlay networks"),
+    ],
+)
+def test_the_swarms_own_ports_are_not_published(number: int, protocol: int, purpose: str, mode: int) -> None:
+    spec = web()
+    for published in range(number, number + 2):  # also where a range covers it
+        port(spec, target_port=published, published_port=published, protocol=protocol, mode=mode)
+    with pytest.raises(InvalidArgument, match=f"ports.published_port: {purpose}; choose another"):
+        check_service_spec(spec)
+    del spec.ports[:]
+    port(spec, target_port=number, published_port=80, protocol=protocol, mode=mode)  # inside, a container may have it
+    other = types_pb2.PORT_PROTOCOL_TCP if protocol == types_pb2.PORT_PROTOCOL_UDP else types_pb2.PORT_PROTOCOL_UDP
+    port(spec, target_port=80, published_port=number, protocol=other, mode=mode)
+    check_service_spec(spec)
+
+
+def test_a_range_of_too_many_ports_is_said_to_be_that() -> None:
+    spec = web()
+    for number in range(1, 65536):
+        port(spec, target_port=number, published_port=number)
+    with pytest.raises(InvalidArgument, match="ports: has 65535 entries; at most 1024 are allowed"):
         check_service_spec(spec)
 
 
@@ -206,11 +240,12 @@ def test_what_does_not_go_together_is_refused() -> None:
     spec.task.limits.memory_bytes, spec.task.reservations.memory_bytes = 8 << 20, 9 << 20
     with pytest.raises(InvalidArgument, match="reserves more memory than its limit"):
         check_service_spec(spec)
-    spec = web()
-    mount(spec, "TMPFS", target="/a")
-    mount(spec, "TMPFS", target="/a/")
-    with pytest.raises(InvalidArgument, match="two mounts have the target '/a'"):
-        check_service_spec(spec)
+    for same in ("/a/", "//a", "/./a", "/a/."):
+        spec = web()
+        mount(spec, "TMPFS", target="/a")
+        mount(spec, "TMPFS", target=same)
+        with pytest.raises(InvalidArgument, match="two mounts have the target '/a'"):
+            check_service_spec(spec)
     spec = web()
     getattr(spec.mode, "global").SetInParent()
     spec.task.placement.max_replicas_per_node = 1
@@ -256,7 +291,12 @@ def test_a_service_with_everything_passes() -> None:
         ({"subnet": "10.0.0.1/24"}, "subnet: '10.0.0.1/24' is not an IPv4 network"),
         ({"subnet": "fd00::/64"}, "is not an IPv4 network"),
         ({"subnet": "10.0.0.0/30"}, "prefix length from 8 to 29"),
-        ({"subnet": "127.0.0.0/24"}, "is reserved"),
+        ({"subnet": "127.0.0.0/24"}, "is reserved.*127.0.0.0/8: loopback"),
+        ({"subnet": "0.5.0.0/16"}, "is reserved.*0.0.0.0/8"),
+        ({"subnet": "169.254.7.0/24"}, "is reserved.*link-local"),
+        ({"subnet": "169.0.0.0/8"}, "has reserved addresses in it"),
+        ({"subnet": "239.1.0.0/16"}, "is reserved.*multicast"),
+        ({"subnet": "255.255.255.0/24"}, "is reserved.*broadcast"),
         ({"gateway": "10.0.0.1"}, "together with a subnet only"),
         ({"subnet": "10.0.0.0/24", "gateway": "10.0.1.1"}, "not a host address of"),
         ({"subnet": "10.0.0.0/24", "gateway": "10.0.0.255"}, "not a host address of"),

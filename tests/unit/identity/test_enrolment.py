@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from swarm import renewal as renewal_module
 from swarm.clock import ManualClock, SystemClock
 from swarm.enrolment import join, split_address, with_default_port
-from swarm.errors import InternalError, InvalidArgument, SwarmError, Unauthenticated, Unavailable
+from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, SwarmError, Unauthenticated, Unavailable
 from swarm.identity import Peer, Role, TlsFiles, TlsMaterial
 from swarm.ids import id_source
 from swarm.keys import new_key_and_request
@@ -244,6 +244,15 @@ async def test_a_malformed_request_leaves_no_half_made_node(tmp_path: Path) -> N
                 advertise_address="host:port",
                 request_id="r1",
             )
+        assert len(cluster.store.snapshot().nodes) == 1
+
+
+async def test_a_host_that_others_could_not_reach_makes_no_node(tmp_path: Path) -> None:
+    async with running() as (cluster, manager):
+        mine = types_pb2.Network(id="n", spec=types_pb2.NetworkSpec(name="mine"), subnet="10.1.0.0/24")
+        await cluster.transactions.commit([Create(mine)])
+        with pytest.raises(FailedPrecondition, match='the subnet of network "mine"'):
+            await joining(manager, cluster.token(), tmp_path)
         assert len(cluster.store.snapshot().nodes) == 1
 
 

@@ -5,33 +5,43 @@ from __future__ import annotations
 import random
 
 import pytest
-from swarm.errors import HistoryCut, InvalidArgument
+from swarm.errors import FailedPrecondition, HistoryCut, InvalidArgument
 from swarm.identity import ANONYMOUS_PEER, JOINING_GRACE, LOCAL_PEER, Peer, Role
 from swarm.ids import id_source
 from swarm.v1 import types_pb2
 
 from orchestrator.identity.authority import RootAuthority
-from orchestrator.identity.membership import bootstrap_objects, manager_addresses, new_node, split_advertised, with_role
+from orchestrator.identity.membership import (
+    bootstrap_objects,
+    check_reachable,
+    manager_addresses,
+    new_node,
+    split_advertised,
+    with_role,
+)
 from orchestrator.identity.revocation import check_history, is_demoted, is_revoked, revoke
-from orchestrator.store import Snapshot, Update, copy_of
+from orchestrator.store import Change, Create, Snapshot, Update, copy_of
 
 NOW = 1_700_000_000.0
 MANAGER, WORKER = types_pb2.NODE_ROLE_MANAGER, types_pb2.NODE_ROLE_WORKER
 
 
-@pytest.fixture
-def snapshot() -> Snapshot:
-    changes = bootstrap_objects(
-        types_pb2.ClusterSpec(),
+def beginning(spec: types_pb2.ClusterSpec, address: str = "10.1.0.1") -> list[Change]:
+    return bootstrap_objects(
+        spec,
         cluster_id="c1",
         authority=RootAuthority.create("c1", NOW),
         node_id="m1",
         hostname="host1",
-        address="10.1.0.1",
+        address=address,
         availability=types_pb2.AVAILABILITY_UNSPECIFIED,
         ids=id_source(random.Random(1)),
     )
-    return Snapshot().with_changes(changes)
+
+
+@pytest.fixture
+def snapshot() -> Snapshot:
+    return Snapshot().with_changes(beginning(types_pb2.ClusterSpec()))
 
 
 def test_a_cluster_begins_with_a_manager_and_two_networks(snapshot: Snapshot) -> None:
@@ -44,6 +54,45 @@ def test_a_cluster_begins_with_a_manager_and_two_networks(snapshot: Snapshot) ->
     assert sorted(network.spec.name for network in snapshot.networks) == ["default", "ingress"]
     assert snapshot.networks.ingress() is not None
     assert manager_addresses(snapshot) == ["10.1.0.1:2378"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"address_pools": ["x"]}, "address_pools: 'x' is not an IPv4 network"),
+        ({"address_pools": ["127.0.0.0/8"]}, "is reserved"),
+        ({"address_pools": ["10.9.0.0/24"]}, "there is no room for the subnets"),  # of one network only
+        (
+            {"address_pools": ["10.1.0.0/24"], "subnet_prefix_length": 25},
+            "beside this host's own address 10.1.0.1; give",
+        ),
+    ],
+)
+def test_a_cluster_does_not_begin_with_settings_that_leave_no_room(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        beginning(types_pb2.ClusterSpec(**fields))  # type: ignore[arg-type]
+    beginning(types_pb2.ClusterSpec(address_pools=["10.1.0.0/24"], subnet_prefix_length=26))
+
+
+def test_a_host_inside_a_networks_subnet_does_not_join(snapshot: Snapshot) -> None:
+    mine = types_pb2.Network(id="n", spec=types_pb2.NetworkSpec(name="mine", subnet="10.7.0.0/16"))
+    taken = snapshot.with_changes([Create(mine)])
+    with pytest.raises(
+        FailedPrecondition, match=r'"h2" has the address 10.7.0.2, .*of network "mine".* remove network'
+    ):
+        check_reachable(taken, "h2", "10.7.0.2")
+    check_reachable(taken, "h2", "10.8.0.2:2378")
+    default = next(copy_of(network) for network in snapshot.networks if network.spec.name == "default")
+    default.subnet = "10.0.0.0/20"
+    with pytest.raises(FailedPrecondition, match=r'10.0.0.0/20, the subnet of network "default".*--default-addr-pool'):
+        check_reachable(snapshot.with_changes([Update(default)]), "h2", "10.0.3.2")
+
+
+def test_a_host_that_only_itself_can_reach_joins_a_swarm_on_the_same_host_only(snapshot: Snapshot) -> None:
+    with pytest.raises(InvalidArgument, match=r'"h2" advertises 127.0.0.1, at which no other host reaches it'):
+        check_reachable(snapshot, "h2", "127.0.0.1")
+    alone = Snapshot().with_changes(beginning(types_pb2.ClusterSpec(), "127.0.0.1"))
+    check_reachable(alone, "h2", "127.0.0.1:2379")
 
 
 @pytest.mark.parametrize(
