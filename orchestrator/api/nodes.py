@@ -6,7 +6,7 @@ clear what to bring back first.
 
 from __future__ import annotations
 
-from swarm.errors import Conflict, FailedPrecondition
+from swarm.errors import AlreadyExists, Conflict, FailedPrecondition
 from swarm.v1 import types_pb2
 
 from orchestrator.consensus import ConsensusStatus
@@ -19,12 +19,14 @@ from orchestrator.store.tables import node_name
 def update_node(
     node: types_pb2.Node, spec: types_pb2.NodeSpec, version: int, status: ConsensusStatus, snapshot: Snapshot
 ) -> list[Change]:
-    """`spec` is checked by itself already. Raises Conflict, FailedPrecondition (quorum)."""
+    """`spec` is checked by itself already. Raises Conflict, FailedPrecondition (quorum), AlreadyExists (name)."""
     if version != node.meta.version:
         raise Conflict(
             f'node "{node_name(node)}" changed since it was read (it is at version {node.meta.version}, not {version}); '
             "read it again and repeat"
         )
+    if spec.name and spec.name != node.spec.name:
+        _check_name_free(snapshot, node, spec.name)
     if _is_manager(node) and spec.desired_role == types_pb2.NODE_ROLE_WORKER:
         check_quorum_without(node, status, snapshot, doing="demoting")
     if spec == node.spec:
@@ -73,6 +75,14 @@ def check_quorum_without(node: types_pb2.Node, status: ConsensusStatus, snapshot
             f'{doing} node "{name}" would leave {len(staying)} managers, of which {reachable} can be reached '
             f"and a quorum needs {quorum}; bring managers back, or promote others, first"
         )
+
+
+def _check_name_free(snapshot: Snapshot, node: types_pb2.Node, name: str) -> None:
+    """Hosts may share a host name, which nobody chose here; a name that is given must not make a reference ambiguous."""
+    for other in snapshot.nodes:
+        if other.id != node.id and name in (other.spec.name, other.description.hostname):
+            which = "name" if name == other.spec.name else "host name"
+            raise AlreadyExists(f'name: "{name}" is the {which} of node {other.id} already; choose another name')
 
 
 def _is_manager(node: types_pb2.Node) -> bool:

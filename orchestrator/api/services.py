@@ -20,9 +20,7 @@ from orchestrator.store.tables import PortKey, port_key
 
 def create_service(snapshot: Snapshot, spec: types_pb2.ServiceSpec, *, ids: IdSource) -> list[Change]:
     """`spec` is checked by itself already. Raises AlreadyExists, NotFound (network), InvalidArgument."""
-    existing = snapshot.services.by_name(spec.name)
-    if existing is not None and not existing.removing:
-        raise AlreadyExists(f'service "{spec.name}" exists already; choose another name, or update it')
+    _check_name_free(snapshot, spec.name)
     stored = with_network_ids(snapshot, spec)
     check_published_ports(snapshot, stored, service_id="")
     service_id, revision_id = ids(), ids()
@@ -57,6 +55,21 @@ def update_service(
     changed.revision_id = revision.id
     changed.ClearField("update_status")  # a new update begins, also where the last one was paused
     return [Create(revision), Update(changed)]
+
+
+def _check_name_free(snapshot: Snapshot, name: str) -> None:
+    """Names are told apart without regard to case: DNS, where tasks look services up, knows none. Services that differ in
+    case only may be there from before this was asked for, so the store's own rule is about equal names."""
+    folded = name.lower()
+    for service in snapshot.services:
+        if service.removing or service.spec.name.lower() != folded:
+            continue
+        if service.spec.name == name:
+            raise AlreadyExists(f'service "{name}" exists already; choose another name, or update it')
+        raise AlreadyExists(
+            f'service "{name}": service "{service.spec.name}" exists already, and DNS does not tell upper from lower case; '
+            "choose another name"
+        )
 
 
 def scaled_spec(service: types_pb2.Service, spec: types_pb2.ServiceSpec) -> types_pb2.ServiceSpec:

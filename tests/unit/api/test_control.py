@@ -90,6 +90,17 @@ async def test_a_taken_name_is_refused_before_the_registry_is_asked(api: Api) ->
     assert api.asked == []
 
 
+async def test_names_that_differ_in_case_only_are_one_name_to_dns(api: Api) -> None:
+    upper = (await create(api, web("Abc"))).service
+    with pytest.raises(AlreadyExists, match=r'service "abc": service "Abc" exists already.* upper from lower case'):
+        await create(api, web("abc"))
+    await api.service.RemoveService(control_pb2.RemoveRequest(reference="Abc"), CONTEXT)
+    await create(api, web("aBC"))
+    # From before this was refused: stored, and goes on.
+    await api.transactions.commit([Create(types_pb2.Service(id="old", spec=web("ABC")))])
+    assert (await scale(api, "ABC", 5)).id == "old" != upper.id
+
+
 async def test_a_published_port_belongs_to_one_service(api: Api) -> None:
     first_one, second = web("proxy"), web("web")
     for spec in (first_one, second):
@@ -355,6 +366,17 @@ async def test_network_names_and_subnets_are_not_shared(api: Api) -> None:
         await new_network(api, name="b", ingress=True)
 
 
+async def test_a_subnet_that_a_node_is_in_is_refused(api: Api) -> None:
+    worker = copy_of(await add_node(api, "w1", types_pb2.NODE_ROLE_WORKER, 2))
+    worker.description.address = "198.18.0.4"
+    await api.transactions.commit([Update(worker)])
+    with pytest.raises(
+        InvalidArgument, match=r'"n7": 198.18.0.0/24 has the address 198.18.0.4 of node "host-w1" in it'
+    ):
+        await new_network(api, name="n7", subnet="198.18.0.0/24")
+    await new_network(api, name="n7", subnet="198.18.1.0/24")
+
+
 async def test_a_network_in_use_names_who_uses_it(api: Api) -> None:
     await new_network(api, name="backend")
     spec = web()
@@ -394,6 +416,18 @@ async def test_a_node_is_drained_with_the_version_that_was_read(api: Api) -> Non
     assert drained.spec.availability == types_pb2.AVAILABILITY_DRAIN
     with pytest.raises(Conflict):
         await set_spec(api, node, availability=types_pb2.AVAILABILITY_PAUSE)
+
+
+async def test_a_node_is_not_given_the_name_of_another(api: Api) -> None:
+    first_one = await add_node(api, "w1", types_pb2.NODE_ROLE_WORKER, 2)
+    second = await add_node(api, "w2", types_pb2.NODE_ROLE_WORKER, 3)
+    with pytest.raises(AlreadyExists, match='name: "host-w2" is the host name of node w2 already; choose another'):
+        await set_spec(api, first_one, name="host-w2")
+    second = await set_spec(api, second, name="db")
+    with pytest.raises(AlreadyExists, match='name: "db" is the name of node w2 already'):
+        await set_spec(api, first_one, name="db")
+    await set_spec(api, first_one, name="host-w1")  # its own
+    assert (await set_spec(api, second, name="db", availability=types_pb2.AVAILABILITY_DRAIN)).spec.name == "db"
 
 
 async def test_a_shared_host_name_is_ambiguous(api: Api) -> None:
