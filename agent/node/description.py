@@ -100,12 +100,38 @@ def _of_interface(name: str) -> str:
 
 def check_own(address: str) -> None:
     """Raises InvalidArgument where `address` is not one of this host: tunnels could not be bound to it."""
+    problem = _no_own_address(address)
+    if problem:
+        raise InvalidArgument(
+            f"the address to advertise, {address}, is not an address of this host ({problem}); "
+            "name one of its interfaces' addresses with --advertise-addr"
+        )
+
+
+def check_listening(address: str) -> None:
+    """Raises InvalidArgument where servers could not listen at `address`; where it is empty, they listen at all."""
+    if not address:
+        return
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"the address to listen at, {address!r}, is not an IP address; give one of this host's, without a port"
+        ) from error
+    problem = _no_own_address(address)
+    if problem:
+        raise InvalidArgument(
+            f"the address to listen at, {address}, is not an address of this host ({problem}); "
+            "name one of its interfaces' addresses with --listen-addr, or leave it out to listen at all of them"
+        )
+
+
+def _no_own_address(address: str) -> str:
+    """Why a socket of this host cannot have the address; empty where it can."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
         except OSError as error:
-            raise InvalidArgument(
-                f"the address to advertise, {address}, is not an address of this host ({error.strerror}); "
-                "name one of its interfaces' addresses with --advertise-addr"
-            ) from error
+            return error.strerror or str(error)
+    return ""

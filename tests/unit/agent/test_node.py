@@ -138,6 +138,16 @@ def test_an_address_of_another_host_is_refused() -> None:
         description.check_own("192.0.2.1")
 
 
+def test_a_node_listens_at_its_own_addresses_only() -> None:
+    for own in ("", "0.0.0.0", "127.0.0.1"):
+        description.check_listening(own)
+    with pytest.raises(InvalidArgument, match=r"192.0.2.1, is not an address of this host .*--listen-addr"):
+        description.check_listening("192.0.2.1")
+    for no_address in ("lo", "127.0.0.1:2377"):
+        with pytest.raises(InvalidArgument, match="is not an IP address"):
+            description.check_listening(no_address)
+
+
 def test_addresses_with_ports() -> None:
     assert description.split_advertised("10.0.0.1:2377") == ("10.0.0.1", 2377)
     assert description.split_advertised("fe80::1") == ("fe80::1", None)
