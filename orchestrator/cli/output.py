@@ -1,8 +1,9 @@
 """What commands print: tables, JSON, names.
 
-A table is aligned text, coloured where stdout is a terminal. Columns keep their natural width there too: a line that is
-too long goes on at the terminal's edge, because a cell that was cut cannot be told from a whole one, nor be copied. Only
-explanations are folded, where enough room is left for them to be read.
+A table is rich where stdout is a terminal and plain aligned text in a pipe; both come from the same columns and cells, and
+rich is imported only for a terminal. Columns keep their natural width there too: a line that is too long goes on at the
+terminal's edge, because a cell that was cut cannot be told from a whole one, nor be copied. Only explanations are folded, where
+enough room is left for them to be read.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ if TYPE_CHECKING:
 GAP = 3  # spaces between the columns of a table
 FOLDED = "ERROR"  # the column of long explanations; everything else is copied by double click
 LEAST_FOLD = 30  # columns; an explanation folded into less is harder to read than one long line
-_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # of ECMA-48, "select graphic rendition"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text and how a terminal shows it (words of `_CODES`); plain output knows only the text."""
+    """Text and how a terminal shows it (a style of rich's); plain output knows only the text."""
 
     text: str
     style: str = ""
@@ -108,12 +108,8 @@ def print_json(value: Any) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
     """A table with a heading, also when it has no rows."""
     cells = [[_visible(cell if isinstance(cell, Cell) else Cell(cell)) for cell in row] for row in rows]
-    if is_terminal():
-        lines = terminal_table(
-            columns, cells, shutil.get_terminal_size().columns, colour=not os.environ.get("NO_COLOR")
-        )
-    else:
-        lines = plain_table(columns, cells)
+    width = shutil.get_terminal_size().columns
+    lines = terminal_table(columns, cells, width) if is_terminal() else plain_table(columns, cells)
     for text in lines:
         line(text)
 
@@ -125,40 +121,48 @@ def _visible(cell: Cell) -> Cell:
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     """The lines of an aligned table; every column as wide as its widest cell."""
     widths = _widths(columns, rows)
-    return [_aligned(row, widths) for row in ([Cell(name) for name in columns], *rows)]
+    texts = [list(columns), *([cell.text for cell in row] for row in rows)]
+    return [
+        (" " * GAP).join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in texts
+    ]
 
 
-def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int, *, colour: bool) -> list[str]:
-    """As `plain_table`, with styles where `colour`, and with the explanations folded into what `width` columns leave them."""
-    heading = [Cell(name, "bold") for name in columns]
+def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> list[str]:
+    """As `plain_table`, with styles, and with explanations folded into what `width` columns leave them."""
+    from rich.console import Console
+    from rich.text import Text
+
     widths = _widths(columns, rows)
-    if FOLDED in columns:
+    room = _room_to_fold(columns, rows, width)
+    if room is not None:
         folded = columns.index(FOLDED)
-        room = width - (sum(widths) - widths[folded] + GAP * (len(columns) - 1))
-        longest = max((len(word) for row in rows for word in row[folded].text.split()), default=0)
-        if max(LEAST_FOLD, longest) <= room < widths[folded]:  # a name that is broken cannot be copied
-            rows = [part for row in rows for part in _folded(row, folded, room)]
-            widths[folded] = room
-    return [_aligned(row, widths, colour) for row in (heading, *rows)]
+        rows = [part for row in rows for part in _folded(row, folded, room)]
+        widths[folded] = room
+    console = Console(file=sys.stdout, force_terminal=True, highlight=False)
+    with console.capture() as captured:
+        for row in ([Cell(name, "bold") for name in columns], *rows):
+            shown = Text()
+            # No spaces at a line's end: they would make a second line of it in a narrow terminal.
+            last = max((number for number, cell in enumerate(row) if cell.text.strip()), default=0)
+            for number, cell in enumerate(row[: last + 1]):
+                shown.append(cell.text, cell.style)
+                shown.append(" " * (widths[number] - len(cell.text) + GAP) if number < last else "")
+            console.print(shown, soft_wrap=True)
+    return captured.get().splitlines()
+
+
+def _room_to_fold(columns: Sequence[str], rows: Sequence[Sequence[Cell]], width: int) -> int | None:
+    """How wide explanations may be, so that lines have at most `width`; None where they had better stay on one line."""
+    if FOLDED not in columns:
+        return None
+    widths, folded = _widths(columns, rows), columns.index(FOLDED)
+    room = width - (sum(widths) - widths[folded] + GAP * (len(columns) - 1))
+    longest = max((len(word) for row in rows for word in row[folded].text.split()), default=0)
+    return room if max(LEAST_FOLD, longest) <= room < widths[folded] else None  # a broken name cannot be copied
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[int]:
     return [max(len(name), *(len(row[number].text) for row in rows), 0) for number, name in enumerate(columns)]
-
-
-def _aligned(row: Sequence[Cell], widths: Sequence[int], colour: bool = False) -> str:
-    """A line without spaces at its end: they would make a second line of it in a narrow terminal."""
-    last = max((number for number, cell in enumerate(row) if cell.text.strip()), default=0)
-    shown = []
-    for number, cell in enumerate(row[: last + 1]):
-        text = _styled(cell) if colour else cell.text
-        shown.append(text + " " * (widths[number] - len(cell.text)) if number < last else text.rstrip())
-    return (" " * GAP).join(shown)
-
-
-def _styled(cell: Cell) -> str:
-    codes = ";".join(_CODES[word] for word in cell.style.split())
-    return f"\033[{codes}m{cell.text}\033[0m" if codes and cell.text else cell.text
 
 
 def _folded(row: Sequence[Cell], folded: int, room: int) -> Iterator[list[Cell]]:
@@ -167,7 +171,7 @@ def _folded(row: Sequence[Cell], folded: int, room: int) -> Iterator[list[Cell]]
 
     explanation = row[folded]
     parts = textwrap.wrap(explanation.text, room, break_on_hyphens=False) or [""]
-    yield [Cell(parts[0], cell.style) if number == folded else cell for number, cell in enumerate(row)]
+    yield [Cell(parts[0], explanation.style) if number == folded else cell for number, cell in enumerate(row)]
     for part in parts[1:]:
         yield [Cell(part, explanation.style) if number == folded else Cell("") for number in range(len(row))]
 
