@@ -42,6 +42,17 @@ class StoredImage:
 
 
 @dataclass(frozen=True)
+class ImageDetails:
+    """What an image's own configuration says besides."""
+
+    image: StoredImage
+    architecture: str
+    system: str
+    layers: tuple[str, ...]  # sha256:… of each layer's uncompressed content, the lowest first
+    config: dict[str, object]  # as it is written there: Entrypoint, Cmd, Env …
+
+
+@dataclass(frozen=True)
 class Pruned:
     """What pruning removed."""
 
@@ -94,6 +105,16 @@ class ImageStore(Protocol):
     def push(self, reference: str, auth: str = "") -> AsyncIterator[str]: ...
 
     async def images(self) -> list[StoredImage]: ...
+
+    async def inspect(self, reference: str) -> ImageDetails:
+        """By a name or an id. Raises NotFound."""
+        ...
+
+    async def tag(self, source: str, target: str) -> tuple[str, str]:
+        """Gives an image a further name; another image that has it loses it. Its id, and the name, fully qualified.
+
+        Raises NotFound, InvalidArgument (a name by digest)."""
+        ...
 
     async def remove(self, reference: str, *, force: bool) -> str: ...
 

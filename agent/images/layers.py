@@ -21,7 +21,7 @@ from typing import Any
 
 from swarm.errors import InternalError
 
-from agent.images.interface import Image, ImageConfig, StoredImage
+from agent.images.interface import Image, ImageConfig, ImageDetails, StoredImage
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,29 @@ class Layers:
         return Image(f"sha256:{record.id}", digest or record.digest, reference, self._configuration(record.id))
 
     def _configuration(self, image_id: str) -> ImageConfig:
+        return parse_configuration(self._document(image_id))
+
+    def _document(self, image_id: str) -> dict[str, Any]:
         key = base64.b64encode(f"sha256:{image_id}".encode()).decode()
         path = self._images_directory / image_id / f"={key}"
         try:
-            return parse_configuration(json.loads(path.read_bytes()))
+            document = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise InternalError(f"the image {image_id[:12]} is damaged; remove and pull it again: {error}") from error
+            raise _damaged(image_id, error) from error
+        if not isinstance(document, dict):
+            raise _damaged(image_id, "its configuration is no object")
+        return document
+
+    def details(self, record: Record) -> ImageDetails:
+        """With what its configuration says."""
+        document = self._document(record.id)
+        return ImageDetails(
+            self._stored(record, self._sizes()),
+            architecture=str(document.get("architecture") or ""),
+            system=str(document.get("os") or ""),
+            layers=tuple((document.get("rootfs") or {}).get("diff_ids") or ()),
+            config=dict(document.get("config") or {}),
+        )
 
     def working_containers(self) -> bool:
         """Whether builds are under way, or were killed: each step of a build is a container of the store."""
@@ -99,12 +116,11 @@ class Layers:
 
     def stored(self) -> list[StoredImage]:
         sizes = self._sizes()
-        return [
-            StoredImage(
-                f"sha256:{record.id}", record.names, record.digest, self._size(record.layer, sizes), record.created_at
-            )
-            for record in self.records()
-        ]
+        return [self._stored(record, sizes) for record in self.records()]
+
+    def _stored(self, record: Record, sizes: dict[str, tuple[str, int]]) -> StoredImage:
+        size = self._size(record.layer, sizes)
+        return StoredImage(f"sha256:{record.id}", record.names, record.digest, size, record.created_at)
 
     def parents(self) -> dict[str, str]:
         """Layer → the one under it."""
@@ -148,6 +164,10 @@ class Layers:
     def tree(self, layer: str) -> Path:
         """With the vfs driver, the whole tree of an image."""
         return self.root / "vfs" / "dir" / layer
+
+
+def _damaged(image_id: str, reason: object) -> InternalError:
+    return InternalError(f"the image {image_id[:12]} is damaged; remove and pull it again: {reason}")
 
 
 def _record(entry: dict[str, Any]) -> Record:

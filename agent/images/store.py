@@ -26,7 +26,7 @@ from agent.disk import MAKE_ROOM
 from agent.images import archives, registry
 from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, Explained, check_auth
 from agent.images.complaints import explain, explain_build
-from agent.images.interface import Image, Pruned, StoredImage
+from agent.images.interface import Image, ImageDetails, Pruned, StoredImage
 from agent.images.layers import Layers, Record
 from agent.images.pruning import KEPT, Traffic, unneeded
 from agent.images.pulls import Pulls, Step, Tell, goes_elsewhere, unreachable, watched
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # What buildah says at the end: the id without its algorithm, and each name of the image, also those of earlier builds.
 _BARE_ID = re.compile(r"[0-9a-f]{64}")
 _TAGGED = "Successfully tagged "
+_ID_LENGTH = 64
 
 
 class BuildahImages:
@@ -267,6 +268,32 @@ class BuildahImages:
         layers, _ = await self._open()
         return [image for image in layers.stored() if image.names and not image.names[0].startswith(KEPT)]
 
+    async def inspect(self, reference: str) -> ImageDetails:
+        """See `ImageStore`."""
+        layers, _ = await self._open()
+        return layers.details(self._named(layers, reference))
+
+    async def tag(self, source: str, target: str) -> tuple[str, str]:
+        """See `ImageStore`."""
+        wanted = self._reference(target)
+        if wanted.digest:
+            raise InvalidArgument(f"{target} names an image by its digest; a further name is NAME or NAME:TAG")
+        layers, _ = await self._open()
+        async with self._standing:
+            record = self._named(layers, source)
+            await self._buildah.run(layers.driver, ["tag", record.id, wanted.pullable], f"image {source}")
+        return f"sha256:{record.id}", str(wanted)
+
+    def _named(self, layers: Layers, text: str) -> Record:
+        """By an id, or the beginning of one, or a name. Raises NotFound."""
+        record = _by_id(layers, text)
+        if record is None:
+            wanted = self._reference(text)
+            record = _find(layers, wanted)
+            if record is None:
+                raise _unknown(wanted)
+        return record
+
     async def remove(self, reference: str, *, force: bool) -> str:
         """Removes a name, and the image with its last name; by id all names. Returns the image's id.
 
@@ -314,8 +341,7 @@ class BuildahImages:
             return Pruned(gone, max(0, before - layers.bytes_of_layers()))
 
     def _names_to_remove(self, layers: Layers, reference: str, force: bool) -> tuple[Record, list[str]]:
-        beginning = image_id(reference)
-        record = layers.by_id(beginning) if beginning else None
+        record = _by_id(layers, reference)
         if record is not None:
             if len(record.names) > 1 and not force:
                 raise InUse(
@@ -325,7 +351,7 @@ class BuildahImages:
         wanted = self._reference(reference)
         record = _find(layers, wanted)
         if record is None:
-            raise NotFound(f"image {wanted} is not on this node; `swarmctl image ls` shows what is")
+            raise _unknown(wanted)
         # where only names by digest would be left, nobody means the image by a name any more
         names = [wanted.pullable]
         left = [name for name in record.names if name not in names]
@@ -414,6 +440,21 @@ def _find(layers: Layers, wanted: Reference) -> Record | None:
     if wanted.digest:
         return layers.by_digest(wanted.digest)
     return layers.by_name(wanted.pullable)
+
+
+def _by_id(layers: Layers, text: str) -> Record | None:
+    """The image, where `text` is the id of one or the beginning of it. Raises NotFound where it can be nothing else."""
+    beginning = image_id(text)
+    record = layers.by_id(beginning) if beginning else None
+    if record is not None and not (record.names and all(name.startswith(KEPT) for name in record.names)):
+        return record
+    if beginning and (text != beginning or len(beginning) == _ID_LENGTH):
+        raise NotFound(f"no image on this node has the id {text}; `swarmctl image ls` shows what is")
+    return None
+
+
+def _unknown(wanted: Reference) -> NotFound:
+    return NotFound(f"image {wanted} is not on this node; `swarmctl image ls` shows what is")
 
 
 def _instructions(context: Path, file: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,24 @@ class ImagesService(ImagesServicer):
             yield message
 
     async def List(self, request: node.ListImagesRequest, context: Any) -> node.ListImagesResponse:
-        return node.ListImagesResponse(
-            images=[
-                _information(image, self._containers_of(image.digest) if image.digest else 0)
-                for image in await self._images.images()
-            ]
+        return node.ListImagesResponse(images=[self._counted(image) for image in await self._images.images()])
+
+    def _counted(self, image: StoredImage) -> node.ImageInfo:
+        return _information(image, self._containers_of(image.digest) if image.digest else 0)
+
+    async def Inspect(self, request: node.InspectImageRequest, context: Any) -> node.InspectImageResponse:
+        details = await self._images.inspect(request.reference)
+        return node.InspectImageResponse(
+            image=self._counted(details.image),
+            architecture=details.architecture,
+            os=details.system,
+            layers=details.layers,
+            config=json.dumps(details.config),
         )
+
+    async def Tag(self, request: node.TagImageRequest, context: Any) -> node.TagImageResponse:
+        image_id, reference = await self._images.tag(request.source, request.target)
+        return node.TagImageResponse(image_id=image_id, reference=reference)
 
     async def Remove(self, request: node.RemoveImageRequest, context: Any) -> node.RemoveImageResponse:
         return node.RemoveImageResponse(image_id=await self._images.remove(request.reference, force=request.force))

@@ -67,6 +67,8 @@ GROUPS: dict[str, Group] = {
             "pull": Entry("images:pull", "Fetch images from a registry"),
             "push": Entry("images:push", "Send images to a registry"),
             "ls": Entry("images:ls", "List the images of a host"),
+            "inspect": Entry("image_names:inspect", "Show images of a host in full"),
+            "tag": Entry("image_names:tag", "Give an image of a host a further name"),
             "rm": Entry("images:rm", "Remove images from a host"),
             "prune": Entry("images:prune", "Remove the images of a host that nobody needs"),
             "import": Entry("images:import_", "Make an image from a root filesystem (tar)"),

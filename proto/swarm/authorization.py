@@ -46,7 +46,9 @@ ALLOWED: dict[str, frozenset[Role]] = {
     "/swarm.v1.NodeAgent/TaskLogs": _MANAGER_OR_LOCAL,
     **{
         _IMAGES + method: _MANAGER_OR_LOCAL
-        for method in ("Build", "Pull", "Push", "List", "Remove", "Prune", "Import", "Load", "Save", "Resolve")
+        for method in (
+            "Build", "Pull", "Push", "List", "Inspect", "Tag", "Remove", "Prune", "Import", "Load", "Save", "Resolve",
+        )
     },
     **{_LOCAL_NODE + method: _LOCAL for method in ("GetState", "Init", "Join", "Leave", "Recover", "Restore")},
 }  # fmt: skip

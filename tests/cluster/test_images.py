@@ -272,6 +272,37 @@ async def test_a_name_goes_alone_while_the_image_has_others(base: Path, authorit
     assert await images.ensure(tags[1])
 
 
+async def test_an_image_gets_a_further_name_and_is_shown_in_full(
+    base: Path, authority: Authority, registry: Registry
+) -> None:
+    images = store(base, "a", authority, registry)
+    image_id = await build(images, context(base), "web:1")
+    assert await images.tag("web:1", "team/web") == (image_id, f"{registry.address}/team/web:latest")
+    assert await images.tag(image_id[7:19], "localhost/web:2") == (image_id, "localhost/web:2")
+    details = await images.inspect("team/web")
+    assert details == await images.inspect(image_id) == await images.inspect(image_id[7:])
+    assert set(details.image.names) == {
+        f"{registry.address}/web:1", f"{registry.address}/team/web:latest", "localhost/web:2",
+    }  # fmt: skip
+    assert details.architecture and details.system == "linux" and len(details.layers) >= 2
+    assert all(layer.startswith("sha256:") for layer in details.layers)
+    assert details.config["Entrypoint"] == ["/bin/busybox"] and details.config["StopSignal"] == "SIGINT"
+    digest = (await lines(images.push("team/web")))[-1]
+    assert await images.resolve("team/web") == (f"{registry.address}/team/web:latest", digest)
+
+    other = await build(images, context(base, f"{DOCKERFILE}ENV OTHER=1\n"), "other")
+    await images.tag("other", "web:1")
+    assert (await images.inspect("web:1")).image.id == other, "a name means one image"
+    for unknown in ("nothing", "sha256:" + "0" * 64, "0" * 64):
+        with pytest.raises(NotFound, match=r"is not on this node|no image on this node has the id"):
+            await images.inspect(unknown)
+        with pytest.raises(NotFound, match="swarmctl image ls"):
+            await images.tag(unknown, "web:3")
+    for malformed in ("Web", "web:", f"web@{digest}"):
+        with pytest.raises(InvalidArgument):
+            await images.tag("web:1", malformed)
+
+
 async def test_archives_carry_several_images_to_another_host(base: Path, authority: Authority) -> None:
     one, two = store(base, "a", authority), store(base, "b", authority)
     await build(one, context(base), "localhost/web:1")

@@ -17,7 +17,7 @@ from swarm.errors import NotFound, SwarmError
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
-from agent.images.interface import Image, ImageConfig, Pruned, StoredImage
+from agent.images.interface import Image, ImageConfig, ImageDetails, Pruned, StoredImage
 from agent.network.interface import ContainerNetwork, NetworkView
 from agent.runtime.interface import (
     ContainerPhase,
@@ -192,6 +192,14 @@ class FakeImages:
     async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str:
         self.calls.append(f"import {reference} {archive.read_bytes()!r} {changes}")
         return self.image.id
+
+    async def inspect(self, reference: str) -> ImageDetails:
+        stored = StoredImage(self.image.id, (reference,), self.image.digest, 5, 1.0)
+        return ImageDetails(stored, "amd64", "linux", ("sha256:l",), {"Cmd": ["sh"]})
+
+    async def tag(self, source: str, target: str) -> tuple[str, str]:
+        self.calls.append(f"tag {source} {target}")
+        return self.image.id, f"docker.io/library/{target}:latest"
 
     async def load(self, archive: Path) -> list[str]:
         return [f"loaded:{archive.stat().st_size}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import tarfile
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -55,6 +56,21 @@ async def test_pruning_tells_what_went_and_how_much_that_was(tmp_path: Path) -> 
     assert images.calls == ["prune every=True"]
     assert [(image.id, list(image.names)) for image in answer.removed] == [("sha256:id", ["web"])]
     assert answer.reclaimed_bytes == 7
+
+
+async def test_an_image_is_shown_with_its_containers_and_gets_a_name(tmp_path: Path) -> None:
+    serve, images = service(tmp_path)
+    answer = await serve.Inspect(node.InspectImageRequest(reference="web"), None)
+    assert (answer.image.id, answer.image.containers, answer.architecture, answer.os) == (
+        "sha256:id",
+        2,
+        "amd64",
+        "linux",
+    )
+    assert list(answer.layers) == ["sha256:l"] and json.loads(answer.config) == {"Cmd": ["sh"]}
+    tagged = await serve.Tag(node.TagImageRequest(source="web", target="shop"), None)
+    assert images.calls == ["tag web shop"]
+    assert (tagged.image_id, tagged.reference) == ("sha256:id", "docker.io/library/shop:latest")
 
 
 async def test_a_build_unpacks_its_context_builds_pushes_and_leaves_nothing(tmp_path: Path) -> None:

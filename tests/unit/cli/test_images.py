@@ -199,3 +199,28 @@ def test_pruning_prints_what_went_and_what_it_brought(script: Script, swarmctl: 
     assert not script.only("Prune").all
     swarmctl("image", "prune", "--all", "--force")
     assert script.asked("Prune")[-1].all
+
+
+def test_inspecting_shows_what_an_image_is_made_of(script: Script, swarmctl: Run) -> None:
+    image = node.ImageInfo(id="sha256:abc", names=["r/web:1"], digest="sha256:def", size_bytes=5)
+    answer = node.InspectImageResponse(
+        image=image, architecture="amd64", os="linux", layers=["sha256:l"], config='{"Cmd": ["sh"]}'
+    )
+    script.answers["Inspect"] = [NotFound('image "a" is not on this node'), answer]
+    result = swarmctl("image", "inspect", "a", "web:1")
+    assert result.code == 3
+    (shown,) = json.loads(result.out)
+    assert (shown["id"], shown["names"], shown["digest"]) == ("sha256:abc", ["r/web:1"], "sha256:def")
+    assert (shown["architecture"], shown["os"], shown["layers"]) == ("amd64", "linux", ["sha256:l"])
+    assert (shown["size_bytes"], shown["config"]) == (5, {"Cmd": ["sh"]})
+    assert script.asked("Inspect")[1].reference == "web:1"
+    assert swarmctl("image", "inspect", "--format", "table", "web").code == 2
+
+
+def test_tagging_prints_the_whole_name(script: Script, swarmctl: Run) -> None:
+    script.answers["Tag"] = node.TagImageResponse(image_id="sha256:abc", reference="r/web:2")
+    assert swarmctl("image", "tag", "web", "web:2").out == "r/web:2\n"
+    assert (script.only("Tag").source, script.only("Tag").target) == ("web", "web:2")
+    script.answers["Tag"] = InvalidArgument("image reference 'A' is malformed")
+    assert swarmctl("image", "tag", "web", "A").code == 2
+    assert swarmctl("image", "tag", "web").code == 2

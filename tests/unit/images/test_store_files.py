@@ -48,7 +48,14 @@ def fill(root: Path, names: list[str]) -> None:
     new.rename(images / "images.json")
     key = base64.b64encode(f"sha256:{IMAGE}".encode()).decode()
     (images / IMAGE / f"={key}").write_text(
-        json.dumps({"config": {"Cmd": ["x"], "Env": None, "Volumes": {"/b": {}, "/a": {}}}})
+        json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["x"], "Env": None, "Volumes": {"/b": {}, "/a": {}}},
+                "rootfs": {"type": "layers", "diff_ids": ["sha256:1", "sha256:2"]},
+            }
+        )
     )
     for layer, link, lower in (("top", "TTT", "l/BBB"), ("base", "BBB", None)):
         directory = root / "overlay" / layer
@@ -75,6 +82,22 @@ def test_an_image_is_found_by_name_id_and_every_digest(tmp_path: Path) -> None:
     assert layers.lower_directories("top") == ["l/TTT", "l/BBB"] and layers.lower_directories("base") == ["l/BBB"]
     assert layers.lower_directories("") == []
     assert [(entry.size_bytes, entry.names) for entry in layers.stored()] == [(111, ("reg:5000/web:1",))]
+
+
+def test_the_details_are_those_of_the_configuration(tmp_path: Path) -> None:
+    fill(tmp_path, ["reg/web:1"])
+    layers = Layers(tmp_path, "overlay")
+    (record,) = layers.records()
+    details = layers.details(record)
+    assert details.image == layers.stored()[0]
+    assert (details.architecture, details.system, details.layers) == ("amd64", "linux", ("sha256:1", "sha256:2"))
+    assert details.config["Cmd"] == ["x"]
+    (file,) = (tmp_path / "overlay-images" / IMAGE).glob("=*")
+    file.write_text("[]")
+    with pytest.raises(InternalError, match="damaged"):
+        layers.details(record)
+    file.write_text("{}")
+    assert layers.details(record).config == {} and layers.details(record).layers == ()
 
 
 def test_a_store_that_changed_is_read_again(tmp_path: Path) -> None:
