@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import sys
@@ -41,11 +42,15 @@ _started = time.monotonic()
 
 def say(line: str) -> None:
     stamp = f"[{time.monotonic() - _started:5.1f} s]"
-    typer.echo(typer.style(stamp, bold=True) + " " + line)
+    show(typer.style(stamp, bold=True) + " " + line)
 
 
 def show(text: str) -> None:
-    typer.echo(text.rstrip())
+    try:
+        typer.echo(text.rstrip())
+    except BrokenPipeError:
+        # Whoever read us has enough; a lab that is half made is of no use to anybody, so the rest is done unseen.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 async def swarmctl(*arguments: str, check: bool = True, timeout: float = 180) -> process.Completed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,3 +215,26 @@ def test_its_arguments_are_help_or_refused(arguments: list[str], code: int, word
     dev = Path(__file__).resolve().parents[3] / "dev"
     done = subprocess.run([dev, "quickstart", *arguments], capture_output=True, text=True, timeout=10, check=False)
     assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done
+
+
+def test_a_reader_that_leaves_does_not_stop_it() -> None:
+    code = """
+import sys
+from orchestrator.lab.quickstart import say, show
+sys.stdin.readline()
+for number in range(3):
+    say(f"step {number}")
+show("done")
+print("went on", file=sys.stderr)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        assert program.stderr is not None
+        program.stdout.close()
+        program.stdin.write(b"go\n")
+        program.stdin.close()
+        assert program.stderr.read() == b"went on\n"
+        assert program.wait(10) == 0
