@@ -17,6 +17,8 @@ from tests.support.lab import TestLab, eventually
         (("service", "create", "--detach", "nosuchimage"), 3, ("nosuchimage",)),
         (("service", "create", "--detach", "UPPER CASE"), 2, ("UPPER CASE",)),
         (("service", "create", "--detach", "--publish", "99999:80", "web"), 2, ("99999",)),
+        (("service", "create", "--detach", "--publish", "2377:80", "web"), 2, ("2377/tcp", "the swarm's own port")),
+        (("service", "create", "--detach", "--publish", "1-65535:1-65535", "web"), 2, ("65535", "at most 1024")),
         (("service", "create", "--detach", "--limit-memory", "1", "web"), 2, ("memory",)),
         (("service", "create", "--detach", "--replicas", "-1", "web"), 2, ("replicas",)),
         (("service", "create", "--detach", "--network", "nosuch", "web"), 3, ("nosuch",)),
@@ -27,6 +29,8 @@ from tests.support.lab import TestLab, eventually
         (("network", "rm", "nosuch"), 3, ("nosuch",)),
         (("network", "create", "-d", "overlay", "default"), 4, ("default",)),
         (("network", "create", "-d", "bridge", "b"), 2, ("bridge",)),
+        (("network", "create", "-d", "overlay", "--subnet", "0.1.0.0/16", "b"), 2, ("0.1.0.0/16", "reserved")),
+        (("node", "update", "--name", "m1", "w1"), 4, ("m1",)),
     ],
 )
 def test_refused_with_a_sentence(lab: TestLab, arguments: tuple[str, ...], code: int, words: tuple[str, ...]) -> None:
@@ -44,6 +48,11 @@ def test_a_taken_name_and_a_taken_port_name_the_owner(lab: TestLab) -> None:
     code, said = lab.refused("service", "create", "--detach", "--name", "second", "--publish", "8099:80", "web")
     assert code == 4 and "8099" in said and "first" in said
     assert list(lab.services()) == ["first"]
+
+
+def test_a_subnet_that_the_hosts_are_in_is_refused_and_names_one(lab: TestLab) -> None:
+    code, said = lab.refused("network", "create", "-d", "overlay", "--subnet", "198.18.0.0/15", "b")
+    assert code == 2 and "m1" in said and lab.host("m1").address in said
 
 
 def test_a_network_in_use_is_not_removed(lab: TestLab) -> None:
@@ -132,6 +141,10 @@ def test_tokens_that_are_malformed_foreign_or_rotated(lab: TestLab) -> None:
         ):
             code, said = lab.refused("--node", "w2", "swarm", "join", "--token", wrong, address)
             assert (code, words in said) == (expected, True), said
+        code, said = lab.refused(
+            "--node", "w2", "swarm", "join", "--token", token, "--advertise-addr", "127.0.0.1", address
+        )
+        assert code == 2 and "no other host reaches it" in said
         lab.swarmctl("swarm", "join-token", "--rotate", "worker")
         code, said = lab.refused("--node", "w2", "swarm", "join", "--token", token, address)
         assert code == 6 and "rotated" in said
