@@ -104,7 +104,9 @@ def roll_back_service(snapshot: Snapshot, service: types_pb2.Service, version: i
     changed.revision_id, changed.previous_revision_id = service.previous_revision_id, service.revision_id
     changed.update_status.CopyFrom(
         types_pb2.UpdateStatus(
-            state=types_pb2.UPDATE_STATE_ROLLBACK_STARTED, started_at=timestamp(now), message="rollback was asked for"
+            state=types_pb2.UPDATE_STATE_ROLLBACK_STARTED,
+            started_at=timestamp(now),
+            message="rolling back, as was asked for",
         )
     )
     return [Update(changed)]

@@ -50,8 +50,6 @@ ANSWER_TIME = 3.5  # seconds in which a manager that finds no leader has said so
 CONNECT_TIMEOUT = 2.0  # seconds to find out whether anybody listens at a network address
 RESUME_PAUSE = 0.2  # seconds before a broken stream is taken up again
 BACKOFF = Backoff(first=0.05, maximum=1.0)
-# What the leader says of a call that a demoted manager hands on (swarm.servers). It was not done, and others are as good.
-NO_MANAGER_ANY_MORE = "may not speak for others; ask another manager"
 
 
 @dataclass(frozen=True)
@@ -238,8 +236,6 @@ class Caller(Generic[StubT]):
             return attempt(stub, seconds)
         except grpc.RpcError as error:
             found = from_rpc(error, endpoint.name)
-            if NO_MANAGER_ANY_MORE in str(found) and len(self._endpoints) > 1:
-                found = Unavailable(str(found))
             if not _said_by_server(error):
                 details = error.details() if isinstance(error, grpc.Call) else ""
                 found = self._broken(endpoint, found, connection_reason(details or ""), seconds)

@@ -144,12 +144,6 @@ def _restarts_before(task: types.Task, slot: Iterable[types.Task], policy: types
     )
 
 
-def first_failure(tasks: Iterable[types.Task], revision_id: str) -> types.Task | None:
-    """The task of a revision that failed before its others did."""
-    failed = [task for task in tasks if task.revision_id == revision_id and task.status.state in _VERBS]
-    return min(failed, key=lambda task: seconds_of(task.status.recorded_at), default=None)
-
-
 def _slots(tasks: Iterable[types.Task]) -> list[list[types.Task]]:
     found: dict[int | str, list[types.Task]] = {}
     for task in sorted(tasks, key=lambda task: (task.slot, task.node_id)):

@@ -14,13 +14,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from swarm.clock import seconds_of
-from swarm.errors import DeadlineExceeded, NotFound
+from swarm.errors import DeadlineExceeded, NotFound, Unavailable
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 DEFAULT_MONITOR = 5.0  # seconds that the managers watch an updated task for where the service does not say
 APPEAR_TIMEOUT = 5.0  # seconds until every manager must know a service that one of them has just created
 STABLE_SECONDS = 1.0  # that tasks run, while others have ended for good, before they count as ones that stay
-_BARE_MESSAGES = ("", "rollback completed")  # of a rollback's end: they do not say why it began
+AWAY_TIMEOUT = 60.0  # seconds that no manager may answer while a service is waited for
+AWAY_PAUSE = 0.5
 _FAILED_UPDATES = {
     types.UPDATE_STATE_PAUSED: "the update of service {name} is paused",
     types.UPDATE_STATE_ROLLBACK_PAUSED: "the rollback of service {name} is paused",
@@ -66,9 +67,7 @@ class Tracker:
     latest: control.ServiceProgress | None = None
     outcome: Outcome = Outcome.WAITING
     verdict: str = ""
-    lacks_reason: bool = False  # the verdict is a failure, and nobody said of what
     _told: set[tuple[str, str]] = field(default_factory=set)
-    _why_rolled_back: str = ""
 
     def feed(self, progress: control.ServiceProgress) -> list[str]:
         """Takes an answer in; returns the errors of tasks that have not been told yet."""
@@ -88,22 +87,10 @@ class Tracker:
         if (status.state, status.started_at.ToNanoseconds()) == (before.state, before.started_at.ToNanoseconds()):
             return ""
         sentence = _FAILED_UPDATES.get(status.state, "")
-        if status.state == types.UPDATE_STATE_ROLLBACK_STARTED:
-            self._why_rolled_back = status.message.removeprefix("update rolled back: ")
         if not sentence or (self.rolling_back and status.state == types.UPDATE_STATE_ROLLBACK_COMPLETED):
             return ""
-        reason = status.message
-        if status.state == types.UPDATE_STATE_ROLLBACK_COMPLETED and reason in _BARE_MESSAGES:
-            reason = self._why_rolled_back
-            self.lacks_reason = not reason
-        return f"{sentence.format(name=service.spec.name)}{f': {reason}' if reason else ''}"
-
-    def explain(self, tasks: Iterable[types.Task]) -> None:
-        """Adds to a verdict that `lacks_reason` which task failed first, of all tasks of the service."""
-        failed = endings.first_failure(tasks, self.changed.revision_id)
-        self.lacks_reason = False
-        if failed is not None:
-            self.verdict += f": task {task_label(failed)} {endings.reason_of(failed)}"
+        what, _, reason = status.message.partition(": ")  # `update paused: 1 failed, first web.1: exit code 3`
+        return ": ".join(filter(None, (sentence.format(name=service.spec.name), reason or what)))
 
     def settle(self, found: endings.Standstill) -> None:
         """Ends the wait: nothing of the service will change by itself any more."""
@@ -179,7 +166,7 @@ def wait(
     started = time.monotonic()
     try:
         with display, _alarm(timeout):
-            for progress in _answers(managers, service, started):
+            for progress in _answers(managers, service, started, display.problem):
                 for problem in tracker.feed(progress):
                     display.problem(problem)
                 display.show(tracker)
@@ -200,8 +187,6 @@ def wait(
             f"{done} of {words.plural(desired, 'task')} running; it goes on in the background"
         ) from None
     if tracker.outcome is Outcome.FAILED:
-        if tracker.lacks_reason:
-            tracker.explain(_all_tasks(managers, service.id))
         raise NotConverged(tracker.verdict)
     if tracker.outcome is Outcome.WAITING:
         raise NotFound(f"service {service.spec.name} was removed while it was waited for")
@@ -238,19 +223,32 @@ def _all_tasks(managers: Caller[ControlStub], service_id: str) -> list[types.Tas
 
 
 def _answers(
-    managers: Caller[ControlStub], service: types.Service, started: float
+    managers: Caller[ControlStub], service: types.Service, started: float, tell: Callable[[str], None]
 ) -> Iterator[control.ServiceProgress]:
-    """The stream; a manager that does not know a new service yet is asked again."""
+    """The stream. A manager that does not know a new service yet is asked again, and so are managers that are all away: the
+    service is there, and goes on without us. Raises Unavailable once none has answered for AWAY_TIMEOUT."""
+    away_since = 0.0
     while True:
         try:
-            yield from managers.stream(
+            for progress in managers.stream(
                 lambda stub: stub.WatchService, lambda: control.WatchServiceRequest(reference=service.id)
-            )
+            ):
+                away_since = 0.0
+                yield progress
             return
         except NotFound:
             if time.monotonic() - started > APPEAR_TIMEOUT:
                 raise
             threading.Event().wait(0.1)
+        except Unavailable as error:
+            if not away_since:
+                away_since = time.monotonic()
+                tell(f"{error}; waiting for one")
+            if time.monotonic() - away_since > AWAY_TIMEOUT:
+                raise Unavailable(
+                    f"{error}; service {service.spec.name} is in the swarm and goes on in the background"
+                ) from error
+            threading.Event().wait(AWAY_PAUSE)
 
 
 @contextlib.contextmanager

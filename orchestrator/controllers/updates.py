@@ -42,6 +42,7 @@ from orchestrator.store.tables import SlotKey
 
 DEFAULT_MONITOR = 5.0  # seconds
 _IDLE = (UPDATE_STATE_UNSPECIFIED, UPDATE_STATE_COMPLETED, UPDATE_STATE_ROLLBACK_COMPLETED)
+_GOING_BACK, _WENT_BACK = "rolling back", "rolled back"
 _RUNNING = (UPDATE_STATE_UPDATING, UPDATE_STATE_ROLLBACK_STARTED)
 
 
@@ -96,7 +97,7 @@ def _go_on(view: ServiceView, service: Service, slots: Sequence[Slot], changes: 
     if not rolling_back:
         return UpdateDecision((Update(_with_status(view, service, UPDATE_STATE_COMPLETED, "update completed")),))
     # Why it was rolled back stays to be read: nobody else remembers it.
-    message = f"rollback completed; {service.update_status.message}"
+    message = service.update_status.message.replace(_GOING_BACK, _WENT_BACK, 1)
     return UpdateDecision((Update(_with_status(view, service, UPDATE_STATE_ROLLBACK_COMPLETED, message)),))
 
 
@@ -183,7 +184,7 @@ def _act_on_failure(
     if rolling_back:
         return _with_status(view, service, UPDATE_STATE_ROLLBACK_PAUSED, f"rollback paused: {what}")
     if config.failure_action == FAILURE_ACTION_ROLLBACK and previous is not None:
-        back = _with_status(view, service, UPDATE_STATE_ROLLBACK_STARTED, f"update rolled back: {what}")
+        back = _with_status(view, service, UPDATE_STATE_ROLLBACK_STARTED, f"{_GOING_BACK}: {what}")
         # What the user asked for in the case of failure: the spec says again what is to run. The rest of it stays.
         back.spec.task.CopyFrom(previous.spec.task)
         back.previous_revision_id, back.revision_id = service.revision_id, previous.id

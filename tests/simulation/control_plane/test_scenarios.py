@@ -166,7 +166,7 @@ def test_a_failing_update_rolls_back() -> None:
     world.run(60)
     assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
     assert re.fullmatch(
-        r"rollback completed; update rolled back: 1 failed, first web\.\d: .*no such image.*",
+        r"rolled back: 1 failed, first web\.\d: .*no such image.*",
         status(world, web).message,
     )
     assert current_images(world, web) == {"good": 4}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import pytest
 from swarm.clock import timestamp
@@ -155,35 +155,42 @@ def test_scaling_a_service_whose_update_is_paused_ends(script: Script, swarmctl:
     assert (result.code, result.lines[-1]) == (0, "verify: Service web converged: its update is still paused")
 
 
-def rolled_back(message: str) -> control.ServiceProgress:
-    status = types.UpdateStatus(state=types.UPDATE_STATE_ROLLBACK_COMPLETED, message=message)
-    return progress(3, False, version=9, update_status=status)
-
-
-@pytest.fixture
-def update(script: Script, swarmctl: Run) -> Callable[..., str]:
-    """Runs an update that the managers roll back, and returns what it complains of."""
-
-    def run(*seen: control.ServiceProgress) -> str:
-        script.answers["GetService"] = control.GetServiceResponse(summary=summary())
-        script.answers["UpdateService"] = control.UpdateServiceResponse(service=service(version=8))
-        script.answers["WatchService"] = list(seen)
-        others = ended(2, number=3), given_up(ended(1, number=2))
-        others[0].revision_id = "r0"
-        script.answers["ListTasks"] = lambda _: control.ListTasksResponse(tasks=others)
-        result = swarmctl("service", "update", "--image", "nginx:2", "web")
-        assert result.code == 7
-        return result.err.splitlines()[-1]
-
-    return run
-
-
-def test_a_rolled_back_update_says_why(update: Callable[..., str]) -> None:
-    sentence = "Error: the update of service web failed and was rolled back"
+def test_a_rolled_back_update_says_why(script: Script, swarmctl: Run) -> None:
     why = "1 failed, first web.1: exit code 3"
-    started = types.UpdateStatus(state=types.UPDATE_STATE_ROLLBACK_STARTED, message=f"update rolled back: {why}")
-    began = progress(1, False, version=8, update_status=started)
-    assert update(began, rolled_back("rollback completed")) == f"{sentence}: {why}"
-    assert update(began, rolled_back(f"rolled back: {why}")) == f"{sentence}: rolled back: {why}"
-    # Where its beginning was missed, the tasks of the failed revision tell.
-    assert update(rolled_back("rollback completed")) == f"{sentence}: task web.1 failed (exit code 3)"
+    status = types.UpdateStatus(state=types.UPDATE_STATE_ROLLBACK_COMPLETED, message=f"rolled back: {why}")
+    script.answers["GetService"] = control.GetServiceResponse(summary=summary())
+    script.answers["UpdateService"] = control.UpdateServiceResponse(service=service(version=8))
+    script.answers["WatchService"] = [progress(3, False, version=9, update_status=status)]
+    result = swarmctl("service", "update", "--image", "nginx:2", "web")
+    complaint = result.err.splitlines()[-1]
+    assert (result.code, complaint) == (7, f"Error: the update of service web failed and was rolled back: {why}")
+
+
+class Away:
+    """Managers of which none answers, then one does."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def stream(self, *_: Any) -> Iterator[control.ServiceProgress]:
+        self.times -= 1
+        if self.times >= 0:
+            raise Unavailable("no manager is reachable")
+        yield progress(3, True, version=9)
+
+
+def test_managers_that_are_all_away_are_waited_for(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(waiting, "AWAY_PAUSE", 0.01)
+    waiting.wait(cast(Any, Away(3)), service(version=8))
+    shown = capsys.readouterr()
+    assert shown.err == "no manager is reachable; waiting for one\n"
+    assert shown.out.splitlines()[-1] == "verify: Service web converged"
+
+
+def test_managers_that_stay_away_are_given_up_and_the_service_is_said_to_go_on(monkeypatch: Any) -> None:
+    monkeypatch.setattr(waiting, "AWAY_PAUSE", 0.01)
+    monkeypatch.setattr(waiting, "AWAY_TIMEOUT", 0.05)
+    with pytest.raises(
+        Unavailable, match="no manager is reachable; service web is in the swarm and goes on in the back"
+    ):
+        waiting.wait(cast(Any, Away(10**9)), service(version=8), quiet=True)

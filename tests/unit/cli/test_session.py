@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import socket
 import threading
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import swarm.servers
 from swarm.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -19,7 +17,6 @@ from swarm.errors import (
     InvalidArgument,
     NotFound,
     OutcomeUnknown,
-    PermissionDenied,
     SwarmError,
     Unavailable,
 )
@@ -28,7 +25,7 @@ from swarm.v1 import node_pb2 as node
 from swarm.v1 import types_pb2 as types
 from swarm.v1.control_pb2_grpc import ControlStub
 
-from orchestrator.cli.caller import NO_MANAGER_ANY_MORE, Caller, Shell
+from orchestrator.cli.caller import Caller, Shell
 from orchestrator.cli.session import Session
 from orchestrator.cli.target import Endpoint, Places, Target
 from tests.unit.cli.conftest import Script, Served
@@ -92,16 +89,6 @@ def test_what_a_manager_says_is_not_repeated(serve: Serve) -> None:
     with pytest.raises(AlreadyExists, match="taken"):
         create(caller(serve(script).control_socket))
     assert len(script.requests) == 1
-
-
-def test_a_manager_that_was_demoted_is_passed_over(serve: Serve) -> None:
-    sentence = f"'x' is no manager and {NO_MANAGER_ANY_MORE}"
-    assert NO_MANAGER_ANY_MORE in inspect.getsource(swarm.servers)
-    demoted, other = Script({"CreateService": PermissionDenied(sentence)}), Script({"CreateService": CREATED})
-    there = serve(demoted, "a").control_socket
-    assert create(caller(there, serve(other, "b").control_socket)).service.id == "x"
-    with pytest.raises(PermissionDenied, match="ask another manager"):
-        create(caller(there))
 
 
 def test_patience_ends(serve: Serve) -> None:
