@@ -17,6 +17,8 @@ from orchestrator.cli.service_flags import CreateFlags
 from orchestrator.cli.service_specs import new_spec
 from orchestrator.cli.waiting import RESOLVE_TIMEOUT, show_warnings, wait_seconds
 
+MAX_TEXT = 4 << 20  # characters: as much as a message to the managers
+
 
 @takes(CreateFlags)
 def create(
@@ -44,10 +46,14 @@ def create(
 
 
 def read_text(path: str) -> str:
-    """The text of a file that a flag names."""
+    """The text of a file that a flag names, which may also be a pipe. Not all of /dev/zero, though."""
     try:
-        return Path(path).read_text()
+        with Path(path).open() as file:
+            text = file.read(MAX_TEXT + 1)
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{path} is not a text file in UTF-8") from error
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if len(text) > MAX_TEXT:
+        raise InvalidArgument(f"{path} is longer than {MAX_TEXT >> 20} MiB, which is more than a service can hold")
+    return text

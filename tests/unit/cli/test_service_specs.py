@@ -179,6 +179,7 @@ def test_the_name_comes_from_the_image(image: str, name: str) -> None:
         (["--rollback-failure-action", "rollback"], "pause, continue"),
         (["--update-max-failure-ratio", "1.5"], "from 0 to 1"),
         (["--env-file", "/no/such/file"], "cannot be read"),
+        (["--env-file", "/dev/zero"], "/dev/zero is longer than 4 MiB"),
         (["--entrypoint", "sh -c 'open"], "--entrypoint"),
         (["--stop-grace-period", "10"], "10s"),
         (["--nonsense"], "No such option"),
