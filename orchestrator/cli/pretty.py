@@ -51,6 +51,7 @@ def service_lines(summary: control.ServiceSummary, network_names: Mapping[str, s
         if service.update_status.message:
             yield _field("Message", service.update_status.message, 1)
     yield from _placement(spec.task.placement)
+    yield from _restart(spec.task.restart)
     for title, policy in (("Update config", spec.update), ("Rollback config", spec.rollback)):
         yield f"{title}:"
         yield from _policy(policy)
@@ -81,6 +82,14 @@ def _placement(placement: types.Placement) -> Iterator[str]:
         yield _field("Max per node", str(placement.max_replicas_per_node), 1)
 
 
+def _restart(policy: types.RestartPolicy) -> Iterator[str]:
+    yield "Restart policy:"
+    yield _field("Condition", words.enum_word(types.RestartCondition.DESCRIPTOR, policy.condition) or "any", 1)
+    yield _field("Delay", _span(policy.delay) if policy.HasField("delay") else "growing with each failure", 1)
+    window = f" within {_span(policy.window)}" if seconds_of(policy.window) else ""
+    yield _field("Max attempts", f"{policy.max_attempts}{window}" if policy.max_attempts else "unlimited", 1)
+
+
 def _policy(policy: types.UpdateConfig) -> Iterator[str]:
     yield _field("Parallelism", "all" if policy.all_at_once else str(policy.parallelism or 1), 1)
     if policy.HasField("delay"):
@@ -109,14 +118,33 @@ def _container(container: types.ContainerSpec) -> Iterator[str]:
         ("Name servers", " ".join(container.dns.nameservers)),
         ("Health check", " ".join(container.health.test)),
         ("Capabilities", " ".join([f"+{c}" for c in container.capabilities_add] + _minus(container.capabilities_drop))),
+        ("Sysctls", " ".join(f"{key}={container.sysctls[key]}" for key in sorted(container.sysctls))),
+        ("Ulimits", " ".join(map(_ulimit, container.ulimits))),
+        ("Labels", " ".join(f"{key}={container.labels[key]}" for key in sorted(container.labels))),
         ("Options", " ".join(name for name in ("read_only", "tty", "init") if getattr(container, name))),
     )
     for name, text in texts:
         if text:
             yield _field(name, text, 1)
     for mount in container.mounts:
-        kind = words.enum_word(types.MountType.DESCRIPTOR, mount.type) or "volume"
-        yield _field("Mount", f"{kind} {mount.source or '-'} on {mount.target}{' ro' if mount.read_only else ''}", 1)
+        yield _field("Mount", _mount(mount), 1)
+
+
+def _mount(mount: types.Mount) -> str:
+    kind = words.enum_word(types.MountType.DESCRIPTOR, mount.type) or "volume"
+    parts = [f"{kind} {mount.source or '-'} on {mount.target}"]
+    if mount.read_only:
+        parts.append("ro")
+    if mount.tmpfs_size_bytes:
+        parts.append(f"size {words.memory(mount.tmpfs_size_bytes)}")
+    if mount.tmpfs_mode:
+        parts.append(f"mode {mount.tmpfs_mode:04o}")
+    return " ".join(parts)
+
+
+def _ulimit(limit: types.Ulimit) -> str:
+    soft, hard = ("unlimited" if value == -1 else str(value) for value in (limit.soft, limit.hard))
+    return f"{limit.name}={soft}:{hard}"
 
 
 def _minus(names: Iterable[str]) -> list[str]:
@@ -147,8 +175,8 @@ def _ports(ports: Iterable[types.PortConfig]) -> Iterator[str]:
         yield _field("Port", f"{port.published_port or 'to be chosen'} -> {port.target_port}/{protocol} ({mode})")
 
 
-def node_lines(node: types.Node) -> Iterator[str]:
-    """A node."""
+def node_lines(node: types.Node, manager_status: str = "") -> Iterator[str]:
+    """A node; `manager_status`: Leader, Reachable or Unreachable where it is a manager."""
     description = node.description
     yield _field("ID", node.id)
     if node.spec.name:
@@ -166,7 +194,10 @@ def node_lines(node: types.Node) -> Iterator[str]:
     yield _field("Role", words.enum_word(types.NodeRole.DESCRIPTOR, node.role), 1)
     yield _field("Address", description.address, 1)
     if node.HasField("manager"):
-        yield _field("Manager address", node.manager.address, 1)
+        yield "Manager:"
+        if manager_status:
+            yield _field("Status", manager_status, 1)
+        yield _field("Raft address", node.manager.address, 1)
     yield "Platform:"
     yield _field("System", f"{description.os} {description.architecture}, kernel {description.kernel}", 1)
     yield _field("Version", description.engine_version, 1)

@@ -123,7 +123,8 @@ def _set_mode(spec: types.ServiceSpec, flags: CreateFlags) -> None:
     elif flags.mode == "replicated":
         spec.mode.replicated.replicas = q.count(flags.replicas, "--replicas") if flags.replicas is not None else 1
     else:
-        raise InvalidArgument(f"--mode {flags.mode!r} is not known; write replicated or global")
+        job = "; a job is such a service with --restart-condition none or on-failure" if "job" in flags.mode else ""
+        raise InvalidArgument(f"--mode {flags.mode!r} is not known; write replicated or global{job}")
 
 
 def _apply_settings(spec: types.ServiceSpec, flags: SettingFlags) -> None:

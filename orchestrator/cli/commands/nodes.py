@@ -134,7 +134,12 @@ def inspect(context: typer.Context, nodes: Nodes, *, options: InspectOptions) ->
         wanted = control.GetRequest(reference=_resolve_self(managers, reference))
         return managers.call(lambda stub: stub.GetNode, wanted).node
 
-    inspect_each(nodes, get, document=as_json, pretty=node_lines if options.pretty else None)
+    if not options.pretty:
+        inspect_each(nodes, get, document=as_json, pretty=None)
+        return
+    # Who leads is known of all managers together.
+    statuses = manager_statuses(managers.call(lambda stub: stub.ListNodes, control.ListRequest(page_size=1)))
+    inspect_each(nodes, get, document=as_json, pretty=lambda node: node_lines(node, statuses.get(node.id, "")))
 
 
 @takes(SwarmListOptions)

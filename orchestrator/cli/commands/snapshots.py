@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from swarm.errors import AlreadyExists, InternalError, InvalidArgument
+from swarm.errors import AlreadyExists, FailedPrecondition, InternalError, InvalidArgument
 from swarm.process import run
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 
-from orchestrator.cli import output
+from orchestrator.cli import output, words
 from orchestrator.cli.commands.swarm import Advertise, Listen
 from orchestrator.cli.invocation import session
 
@@ -52,7 +52,8 @@ def save(context: typer.Context, file: Annotated[Path, typer.Argument(metavar="F
         raise InvalidArgument(f"{file} cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-    output.line(f"Saved {file}: entry {held['index']}, {held['services']} services, {held['nodes']} nodes; checked.")
+    counts = f"{words.plural(held['services'], 'service')}, {words.plural(held['nodes'], 'node')}"
+    output.line(f"Saved {file}: entry {held['index']}, {counts}; checked.")
 
 
 @app.command()
@@ -68,9 +69,11 @@ def inspect(
         return
     versions = f"epoch {held['epoch']}, feature level {held['feature_level']}"
     output.line(f"Swarm:     {held['cluster_name']} ({held['cluster_id']}), {versions}")
-    output.line(f"Log:       entry {held['index']}, term {held['term']}; {held['state_bytes']} bytes of state")
+    output.line(
+        f"Log:       entry {held['index']}, term {held['term']}; {words.plural(held['state_bytes'], 'byte')} of state"
+    )
     output.line("Managers:  " + ", ".join(f"{each['node_id']} at {each['address']}" for each in held["managers"]))
-    counts = ", ".join(f"{held[kind]} {kind}" for kind in ("services", "tasks", "nodes", "networks"))
+    counts = ", ".join(words.plural(held[f"{kind}s"], kind) for kind in ("service", "task", "node", "network"))
     output.line(f"Objects:   {counts}")
 
 
@@ -89,13 +92,14 @@ def restore(
     caller = session(context).local()
     state = caller.call(lambda stub: stub.GetState, node.GetStateRequest())
     if state.node_id and not force:
-        raise InvalidArgument("this host is part of a swarm, whose state would be replaced; use --force to do that")
+        raise FailedPrecondition("this host is part of a swarm, whose state would be replaced; use --force to do that")
     request = node.RestoreRequest(
         path=str(file.absolute()), advertise_address=advertise_addr, listen_address=listen_addr
     )
     made = caller.call(lambda stub: stub.Restore, request, timeout=TRANSFER_TIMEOUT)
     output.line(
-        f"Restored entry {made.index} with {made.services} services; this host, {made.node_id}, is the manager."
+        f"Restored entry {made.index} with {words.plural(made.services, 'service')}; "
+        f"this host, {made.node_id}, is the manager."
     )
 
 

@@ -153,7 +153,13 @@ def test_node_ps_of_itself_and_rm(script: Script, swarmctl: Run) -> None:
 def test_node_inspect(script: Script, swarmctl: Run) -> None:
     script.answers["GetNode"] = control.GetNodeResponse(node=host("w1"))
     assert json.loads(swarmctl("node", "inspect", "w1").out)[0]["status"]["state"] == "ready"
+    members = [control.RaftMemberInfo(node_id="w1-id", reachable=True)]
+    script.answers["ListNodes"] = control.ListNodesResponse(members=members, leader_id="w1-id")
     assert " State:              Ready" in swarmctl("node", "inspect", "--pretty", "w1").lines
+    manager = host("w1", types.NODE_ROLE_MANAGER)
+    manager.manager.address = "10.0.0.1:2378"
+    script.answers["GetNode"] = control.GetNodeResponse(node=manager)
+    assert " Status:             Leader" in swarmctl("node", "inspect", "--pretty", "w1").lines
 
 
 def test_networks(script: Script, swarmctl: Run) -> None:

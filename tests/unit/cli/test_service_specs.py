@@ -171,7 +171,8 @@ def test_the_name_comes_from_the_image(image: str, name: str) -> None:
     ("words", "complaint"),
     [
         (["--mode", "global", "--replicas", "2"], "--replicas belongs to"),
-        (["--mode", "daily"], "--mode 'daily'"),
+        (["--mode", "daily"], "--mode 'daily' is not known; write replicated or global"),
+        (["--mode", "replicated-job"], "a job is such a service with --restart-condition none"),
         (["--replicas", "-1"], "--replicas '-1'"),
         (["--replicas", "many"], "--replicas 'many'"),
         (["--no-healthcheck", "--health-cmd", "x"], "exclude each other"),
