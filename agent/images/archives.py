@@ -23,6 +23,7 @@ from agent.images.complaints import explain
 _LIST = "manifest.json"
 _OLD_LIST = "repositories"
 _INDEX = "index.json"  # of OCI's format
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how such a file begins (RFC 8878)
 MAX_LIST_BYTES = 4 << 20
 MAX_MEMBERS = 50_000  # files of an archive of images: a few for each layer
 
@@ -75,6 +76,23 @@ def names(archive: Path) -> list[str] | None:
         raise _no_images(f"it is damaged ({error})") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise _no_images(f"its {_LIST} is no list of images") from error
+
+
+def check_root(archive: Path) -> None:
+    """Raises InvalidArgument where a root filesystem is no tar file: it would become an image with that file in it."""
+    with archive.open("rb") as stream:
+        beginning = stream.read(len(_ZSTANDARD))
+    if not beginning:
+        reason = "it is empty"
+    elif beginning == _ZSTANDARD:  # buildah can, Python cannot
+        return
+    else:
+        try:
+            with tarfile.open(archive):
+                return
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
+            reason = "it is not a tar file"
+    raise InvalidArgument(f"what was sent to be imported is no root filesystem: {reason}; send one packed with tar")
 
 
 def unreadable(subject: str, complaint: str) -> SwarmError:

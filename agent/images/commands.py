@@ -100,14 +100,14 @@ class Buildah:
         """The environment of a build: what its instructions call by a short name comes from where short names belong."""
         home = self._configuration / "home"
         texts = self.host_registries()
-        short_names.prepare_home(home, self.default_registry or PUBLIC_REGISTRY, texts, Path("~").expanduser())
+        short_names.prepare_home(home, self.default_registry or PUBLIC_REGISTRY, texts, short_names.user_home())
         return {"HOME": str(home)}
 
     @staticmethod
     def host_registries() -> list[str]:
         """What the host's administrator says of registries: the texts of the files."""
         files = []
-        for directory in (_HOST_CONFIGURATION, Path("~").expanduser() / short_names.USER_CONFIGURATION):
+        for directory in (_HOST_CONFIGURATION, short_names.user_home() / short_names.USER_CONFIGURATION):
             files += [directory / "registries.conf", *sorted((directory / short_names.DROP_INS).glob("*.conf"))]
         return [path.read_text(errors="replace") for path in files if path.is_file()]
 

@@ -22,6 +22,9 @@ from agent.images.reference import PUBLIC_REGISTRY
 # What the isolation of RUN prints about a command's end, without a line feed of its own; the exit status comes again below.
 _ENDINGS = re.compile(r"(?<!^)(?=process (?:failed to start|exited) with error: |subprocess exited with status )")
 _NO_NEWS = re.compile(r"(?:sub)?process exited with (?:status \d+|error: (?:exec: not started|exit status \d+))")
+_RESOLVING = 'Resolving "'  # a short name, by a file of ours; the next line has the result
+_UNHANDLED = "(UNHANDLED LOGLEVEL)"  # before an unknown instruction, which the final complaint names
+_COPIED = re.compile(r'checking on sources under "[^"]*": copier: stat: ("[^"]*"): no such file or directory')
 _USEFUL_LINES = 3
 _LONGEST = 500  # characters of what buildah said
 
@@ -33,8 +36,8 @@ def separated(line: str) -> Iterator[str]:
 
 def progress_of(line: str) -> str:
     """What a line on stderr tells about progress: without the log's frame, and nothing where it is the final complaint,
-    which becomes our own error."""
-    if line.startswith("Error: ") or _NO_NEWS.fullmatch(line):
+    which becomes our own error, or speaks of buildah's insides."""
+    if line.startswith(("Error: ", _RESOLVING)) or _NO_NEWS.fullmatch(line) or _UNHANDLED in line:
         return ""
     framed = re.fullmatch(r'time="[^"]*" level=\w+ msg=(".*")', line)
     if framed is None:
@@ -90,19 +93,21 @@ def explain_build(subject: str, complaint: str) -> SwarmError:
     full = [line for line in complaint.splitlines() if "no space left on device" in line.lower()]
     if full:
         return explain(subject, full[-1])
-    base = re.search(r"docker://(\S+?):? ", final)
-    if base is not None:
-        error = explain(f"{subject}: the image {base[1]} that it starts from", final)
-        if isinstance(error, NotFound) and not base[1].startswith(f"{PUBLIC_REGISTRY}/"):
+    if "docker://" in final:
+        # the latter leaves docker.io/library out
+        base = (re.findall(r"Trying to pull (\S+)\.\.\.", said) or re.findall(r"docker://(\S+?):? ", final))[-1:]
+        error = explain(f"{subject}: the image {' '.join(base)} that it starts from", final)
+        if isinstance(error, NotFound) and not any(name.startswith(f"{PUBLIC_REGISTRY}/") for name in base):
             return NotFound(f"{error}; one of Docker Hub is called `{PUBLIC_REGISTRY}/library/NAME`")
         return error
     step = re.match(r'building at STEP "(.*?)": (.*)', final, re.DOTALL)
     if step is None:
-        return FailedPrecondition(f"{subject}: {_short(final)}") if final.strip() else explain(subject, said)
+        return InternalError(f"{subject}: {_short(final) or 'buildah ended without a word'}")
     what, why = step[1], " ".join(step[2].partition(" &imagebuilder.Step")[0].split())
-    useful = [line for line in said.splitlines() if line and not _NO_NEWS.fullmatch(line)]
+    why = _COPIED.sub(r"there is no \1 in what it copies from", why)
+    useful = [line for line in said.splitlines() if progress_of(line)]
     lines = useful[-_USEFUL_LINES:] if re.search(r"exit status \d+$", why) else []
-    return FailedPrecondition(f"{subject}: the step `{_short(what)}` failed: {_short('; '.join([why, *lines]))}")
+    return InternalError(f"{subject}: the step `{_short(what)}` failed: {_short('; '.join([why, *lines]))}")
 
 
 def _short(text: str) -> str:

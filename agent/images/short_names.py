@@ -23,6 +23,14 @@ LOGINS = ".docker"
 _OURS = "zzz-swarm.conf"  # the last in alphabetical order
 
 
+def user_home() -> Path:
+    """The home directory of who runs this daemon; the root directory where neither HOME nor /etc/passwd knows one."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 def drop_in(registry: str, host_texts: Iterable[str]) -> str:
     """The file that puts short names below `registry`. `host_texts`: the host's own registries.conf and drop-ins."""
     aliases: set[str] = set()

@@ -363,6 +363,7 @@ class BuildahImages:
         """An image of one layer from a root filesystem as tar; `changes` are instructions as `CMD ["sh"]`. Returns its id."""
         with self._scratch() as scratch:
             try:
+                await asyncio.to_thread(archives.check_root, archive)
                 _link_or_copy(archive, scratch / "root.tar")
                 instructions = "\n".join(["FROM scratch", "ADD root.tar /", *changes, ""])
                 (scratch / "Containerfile").write_text(instructions)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from swarm.errors import (
     FailedPrecondition,
+    InternalError,
     InUse,
     InvalidArgument,
     NotFound,
@@ -185,10 +186,10 @@ async def test_a_step_that_fails_is_told_with_its_last_words(base: Path, authori
     images = store(base, "a", authority)
     start = "FROM scratch\nCOPY busybox /bin/busybox\n"
     with pytest.raises(
-        FailedPrecondition, match=r"step `RUN /bin/nosuch` failed: exit status 1; .*no such file or directory$"
+        InternalError, match=r"step `RUN /bin/nosuch` failed: exit status 1; .*no such file or directory$"
     ):
         await build(images, context(base, f'{start}RUN ["/bin/nosuch"]\n'), "localhost/x")
-    with pytest.raises(FailedPrecondition, match=r"exit status 1; cat: can't open '/nope': No such file or directory$"):
+    with pytest.raises(InternalError, match=r"exit status 1; cat: can't open '/nope': No such file or directory$"):
         await build(images, context(base, f'{start}RUN ["/bin/busybox", "cat", "/nope"]\n'), "localhost/x")
 
 

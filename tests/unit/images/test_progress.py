@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from swarm.errors import FailedPrecondition, InternalError, NotFound, ResourceExhausted, SwarmError, Unavailable
+from swarm.errors import InternalError, NotFound, ResourceExhausted, SwarmError, Unavailable
 
 from agent.images.complaints import explain_build, progress_of, separated
 
@@ -18,6 +18,8 @@ from agent.images.complaints import explain_build, progress_of, separated
             'Failed, retrying in 500ms ... (1/2). Get "https://r": refused',
         ),
         ('time="2026-01-01T00:00:00Z" level=warning msg="bad \\x escape"', None),
+        ('Resolving "x" using unqualified-search registries (/run/home/zzz-swarm.conf)', ""),
+        ('time="2026-01-01T00:00:00Z" level=error msg="+(UNHANDLED LOGLEVEL) &imagebuilder.Step{}"', ""),
     ],
 )
 def test_progress_is_shown_bare_and_complaints_once(line: str, shown: str | None) -> None:
@@ -46,25 +48,26 @@ def test_sentences_that_were_run_together_are_separated() -> None:
             "process failed to start with error: fork/exec /x: no such file or directory\n"
             "process exited with error: exec: not started\nsubprocess exited with status 1\n"
             'Error: building at STEP "RUN /x": exit status 1',
-            FailedPrecondition,
+            InternalError,
             "building w: the step `RUN /x` failed: exit status 1; "
             "process failed to start with error: fork/exec /x: no such file or directory",
         ),
         (
             "one\ntwo\nthree\nfour: connection refused\nsubprocess exited with status 7\nsubprocess exited with status 7\n"
             'Error: building at STEP "RUN sh -c "false"": while running runtime: exit status 7',
-            FailedPrecondition,
+            InternalError,
             'building w: the step `RUN sh -c "false"` failed: while running runtime: exit status 7; '
             "two; three; four: connection refused",
         ),
         (
-            'noise\nError: building at STEP "COPY a b": checking on sources under "/c": copier: stat: "/a": no such file',
-            FailedPrecondition,
-            'the step `COPY a b` failed: checking on sources under "/c": copier: stat: "/a": no such file',
+            'noise\nError: building at STEP "COPY a b": checking on sources under "/c": copier: stat: '
+            '"/a": no such file or directory',
+            InternalError,
+            'the step `COPY a b` failed: there is no "/a" in what it copies from',
         ),
         (
             'Error: building at STEP "FOO ": Build error: Unknown instruction: "FOO" &imagebuilder.Step{Env:[]string{}}',
-            FailedPrecondition,
+            InternalError,
             'building w: the step `FOO` failed: Build error: Unknown instruction: "FOO"',
         ),
         (
@@ -79,6 +82,13 @@ def test_sentences_that_were_run_together_are_separated() -> None:
             "dial tcp: connect: connection refused",
             Unavailable,
             "building w: the image r:5000/base:1 that it starts from: the registry cannot be reached: ",
+        ),
+        (
+            "Trying to pull docker.io/library/base:latest...\n"
+            "Error: creating build container: initializing source docker://base:latest: reading manifest: manifest unknown",
+            NotFound,
+            "building w: the image docker.io/library/base:latest that it starts from was not found; push it to that registry "
+            "first, or check its name",
         ),
         ('cp: x: No space left on device\nError: building at STEP "RUN cp": exit status 1', ResourceExhausted, "full"),
         ("", InternalError, "without a word"),

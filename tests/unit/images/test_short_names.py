@@ -5,7 +5,9 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from agent.images.short_names import drop_in, prepare_home
+import pytest
+
+from agent.images.short_names import drop_in, prepare_home, user_home
 
 OURS = ".config/containers/registries.conf.d/zzz-swarm.conf"
 
@@ -45,6 +47,11 @@ def test_the_home_of_builds_has_what_the_user_configured_and_our_file_last(tmp_p
     assert [path.name for path in (home / OURS).parent.iterdir()] == ["zzz-swarm.conf"], "buildah fails at a dead link"
 
 
-def test_a_user_without_a_home_is_none(tmp_path: Path) -> None:
-    prepare_home(tmp_path / "home", "one", [], Path("~"))
+def test_a_user_without_a_home_has_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(unknown))
+    assert user_home() == Path("/")
+    prepare_home(tmp_path / "home", "one", [], tmp_path / "none")
     assert (tmp_path / "home" / OURS).is_file()

@@ -235,6 +235,23 @@ def test_cut_off_and_foreign_tar_files_are_told(tmp_path: Path) -> None:
         archives.names(path)
 
 
+@pytest.mark.parametrize(("data", "reason"), [(b"", "it is empty"), (b"hello", "it is not a tar file")])
+def test_what_is_no_root_filesystem_becomes_no_image(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "root").write_bytes(data)
+    with pytest.raises(InvalidArgument, match=f"no root filesystem: {reason}"):
+        archives.check_root(tmp_path / "root")
+
+
+def test_root_filesystems_may_be_compressed(tmp_path: Path) -> None:
+    path = tmp_path / "root"
+    write_archive(path, {"bin/sh": b"x"})
+    archives.check_root(path)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    archives.check_root(path)
+    path.write_bytes(b"\x28\xb5\x2f\xfd" + b"x" * 50)
+    archives.check_root(path)
+
+
 def test_instructions_come_from_inside_the_context(tmp_path: Path) -> None:
     context = tmp_path / "context"
     (context / "sub").mkdir(parents=True)
