@@ -20,7 +20,7 @@ from swarm.labs import up_command
 from swarm.names import ENROLMENT_PORT
 from swarm.v1 import control_pb2, control_pb2_grpc, node_pb2, types_pb2
 
-from orchestrator.lab import hosts, registry
+from orchestrator.lab import hosts, registry, wiring
 from orchestrator.lab.layout import LabHost, LabLayout
 
 T = TypeVar("T")
@@ -153,6 +153,8 @@ async def reasons(layout: LabLayout, names: set[str]) -> str:
             continue
         state = await hosts.daemon_state(host)
         reason = "swarmd does not answer" if state is None else state.message
+        if not await wiring.link_is_up(layout, host):
+            reason = "the network cable is pulled; plug it in with `swarmctl lab heal`"
         if state is not None and not reason and state.state != "active":
             reason = f"its membership is {state.state}"
         if reason:

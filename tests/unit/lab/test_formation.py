@@ -8,7 +8,7 @@ import pytest
 from swarm.errors import FailedPrecondition
 from swarm.v1 import node_pb2, types_pb2
 
-from orchestrator.lab import formation, hosts
+from orchestrator.lab import formation, hosts, wiring
 from orchestrator.lab.formation import plan_formation, reasons
 from orchestrator.lab.layout import LabHost, LabLayout, plan
 
@@ -76,11 +76,16 @@ async def test_hosts_that_are_not_ready_say_why(monkeypatch: pytest.MonkeyPatch)
     async def answer(host: LabHost, timeout: float = 0) -> node_pb2.LocalState | None:
         return said[host.name]
 
+    async def link_is_up(layout: LabLayout, host: LabHost) -> bool:
+        return host.name != "m1"
+
     monkeypatch.setattr(hosts, "daemon_state", answer)
+    monkeypatch.setattr(wiring, "link_is_up", link_is_up)
     assert await reasons(LAYOUT, {"m2", "m3", "w1", "w2"}) == (
         "m2, m3: recovered without this manager; leave; w1: its membership is pending; w2: swarmd does not answer"
     )
-    assert await reasons(LAYOUT, {"m1"}) == ""
+    assert await reasons(LAYOUT, {"m1"}) == "m1: the network cable is pulled; plug it in with `swarmctl lab heal`"
+    assert await reasons(LAYOUT, set()) == ""
 
 
 async def test_a_host_that_is_just_joining_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
