@@ -19,6 +19,8 @@ from swarm.errors import (
 from agent.disk import MAKE_ROOM
 from agent.images.reference import PUBLIC_REGISTRY
 
+# What buildah says once a registry has sent an image's manifest.
+PULLED = ("Getting image source signatures", "Copying ", "Writing manifest", "Storing signatures")
 # What the isolation of RUN prints about a command's end, without a line feed of its own; the exit status comes again below.
 _ENDINGS = re.compile(r"(?<!^)(?=process (?:failed to start|exited) with error: |subprocess exited with status )")
 _NO_NEWS = re.compile(r"(?:sub)?process exited with (?:status \d+|error: (?:exec: not started|exit status \d+))")
@@ -93,19 +95,22 @@ def explain_build(subject: str, complaint: str) -> SwarmError:
     full = [line for line in complaint.splitlines() if "no space left on device" in line.lower()]
     if full:
         return explain(subject, full[-1])
-    if "docker://" in final:
+    step = re.match(r'building at STEP "(.*?)": (.*)', final, re.DOTALL)
+    reason = step[2] if step is not None else final
+    if "docker://" in reason:
         # the latter leaves docker.io/library out
-        base = (re.findall(r"Trying to pull (\S+)\.\.\.", said) or re.findall(r"docker://(\S+?):? ", final))[-1:]
-        error = explain(f"{subject}: the image {' '.join(base)} that it starts from", final)
+        base = (re.findall(r"Trying to pull (\S+)\.\.\.", said) or re.findall(r"docker://(\S+?):? ", reason))[-1:]
+        error = explain(f"{subject}: the image {' '.join(base)} that it starts from", reason)
         if isinstance(error, NotFound) and not any(name.startswith(f"{PUBLIC_REGISTRY}/") for name in base):
             return NotFound(f"{error}; one of Docker Hub is called `{PUBLIC_REGISTRY}/library/NAME`")
         return error
-    step = re.match(r'building at STEP "(.*?)": (.*)', final, re.DOTALL)
     if step is None:
         return InternalError(f"{subject}: {_short(final) or 'buildah ended without a word'}")
-    what, why = step[1], " ".join(step[2].partition(" &imagebuilder.Step")[0].split())
+    what, why = step[1], " ".join(reason.partition(" &imagebuilder.Step")[0].split())
     why = _COPIED.sub(r"there is no \1 in what it copies from", why)
-    useful = [line for line in said.splitlines() if progress_of(line)]
+    useful = [
+        line for line in said.splitlines() if progress_of(line) and not line.startswith(("Trying to pull ", *PULLED))
+    ]
     lines = useful[-_USEFUL_LINES:] if re.search(r"exit status \d+$", why) else []
     return InternalError(f"{subject}: the step `{_short(what)}` failed: {_short('; '.join([why, *lines]))}")
 

@@ -18,13 +18,11 @@ from typing import Any
 
 from swarm.errors import Unavailable
 
-from agent.images.complaints import explain
+from agent.images.complaints import PULLED, explain
 from agent.images.reference import PUBLIC_HOST, PUBLIC_REGISTRY, Reference
 
 PATIENCE = 3.0  # seconds of silence before the registry has answered
 CONNECT_TIMEOUT = 5.0  # seconds for the port to accept a connection; a lost packet is sent again after 1 and 3
-# What buildah says once the registry has sent the image's manifest.
-_ANSWERED = ("Getting image source signatures", "Copying ", "Writing manifest", "Storing signatures")
 _RETRYING = re.compile(r"\bretrying in\b", re.IGNORECASE)
 
 Tell = Callable[[str], None]  # the trouble that a pull is in; "" when that is over
@@ -117,7 +115,7 @@ async def watched(
             if _RETRYING.search(line):
                 trouble = f"{explain(subject, line)}; trying again"
                 yield Step(trouble=trouble)
-            elif line.startswith(_ANSWERED):
+            elif line.startswith(PULLED):
                 answered = True
                 if trouble:
                     trouble = ""

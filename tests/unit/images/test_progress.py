@@ -45,6 +45,7 @@ def test_sentences_that_were_run_together_are_separated() -> None:
     ("complaint", "kind", "sentence"),
     [
         (
+            "Trying to pull r/x...\nCopying blob sha256:a\nStoring signatures\n"
             "process failed to start with error: fork/exec /x: no such file or directory\n"
             "process exited with error: exec: not started\nsubprocess exited with status 1\n"
             'Error: building at STEP "RUN /x": exit status 1',
@@ -89,6 +90,16 @@ def test_sentences_that_were_run_together_are_separated() -> None:
             NotFound,
             "building w: the image docker.io/library/base:latest that it starts from was not found; push it to that registry "
             "first, or check its name",
+        ),
+        (
+            'Error: building at STEP "RUN skopeo copy docker://r/x dir:x": exit status 1',
+            InternalError,
+            "the step `RUN skopeo copy docker://r/x dir:x` failed: exit status 1",
+        ),
+        (
+            'Error: building at STEP "COPY --from=r/x /a /b": initializing source docker://r/x:1: manifest unknown',
+            NotFound,
+            "the image r/x:1 that it starts from was not found",
         ),
         ('cp: x: No space left on device\nError: building at STEP "RUN cp": exit status 1', ResourceExhausted, "full"),
         ("", InternalError, "without a word"),
