@@ -177,6 +177,7 @@ class Membership:
         """Makes a new swarm with this node as its first manager. On failure nothing stays behind."""
         self.refuse_members()
         address, port = advertised_address(request.advertise_address)
+        description.check_listening(request.listen_address)
         if port not in (None, ENROLMENT_PORT):
             raise InvalidArgument(f"managers are joined at port {ENROLMENT_PORT}; leave the port out of the address")
         async with self.change("making a swarm"):
@@ -270,6 +271,7 @@ class Membership:
         if not request.addresses:
             raise InvalidArgument("joining needs the address of at least one manager, as HOST or HOST:PORT")
         address, _ = advertised_address(request.advertise_address)
+        description.check_listening(request.listen_address)
         async with self.change("joining a swarm"):
             self.refuse_members()
             await self.wipe()

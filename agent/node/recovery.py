@@ -22,6 +22,7 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 from swarm.v1.control_pb2_grpc import ControlStub
 
+from agent.node import description
 from agent.node.manager_process import ManagerProcess
 from agent.node.member import Member, cluster_address
 from agent.node.membership import Membership, advertised_address
@@ -69,6 +70,7 @@ class Recovery:
                 await self._serves(manager)
             return _restored(made)
         address, _ = advertised_address(request.advertise_address)
+        description.check_listening(request.listen_address)
         async with self._membership.change("restoring a snapshot"):
             self._membership.refuse_members()
             await self._membership.wipe()

@@ -376,7 +376,7 @@ class RaftNode(Consensus):
             await leave_cluster([m.address for m in self._others()], self.config.tls(), timeout)
             return
         core = self._running()
-        await self._change(lambda now: membership.without(now, node_id, core.reachable()), timeout)
+        await self._change(lambda now: membership.without(now, node_id, _answering(core)), timeout)
 
     def _others(self) -> list[Member]:
         return [member for member in self.members() if member.node_id != self.config.member.node_id]
@@ -422,6 +422,12 @@ class RaftNode(Consensus):
         return ConsensusStatus(
             core.role.name.lower(), core.term, leader_id, core.commit_index, core.applied_index(), members
         )
+
+
+def _answering(core: Core) -> frozenset[str]:
+    """The members that answer this leader. A new leader gives everybody time for that: whoever has no connection is not there
+    all the same."""
+    return core.reachable() & (core.in_touch() | {core.own_id})
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:

@@ -320,6 +320,7 @@ async def test_a_leader_whose_disk_is_full_stays_where_nobody_else_could_write_e
     first, _, third = await lab.grow(3)
     await third.stop()
     await until(lambda: third.name not in {s.member.node_id for s in first.node.status().members if s.reachable})
+    await asyncio.sleep(first.node.config.timings.quorum)  # until the leader does not count on its answers any more
     with monkeypatch.context() as patched:
         fill_disk(patched, first)
         with pytest.raises(DiskFull, match="free some space"):
