@@ -1,4 +1,5 @@
-"""Names from the cluster for the shell's completion: quick, so from any replica, and silent whatever happens."""
+"""Names for the shell's completion: from the cluster (quick, so from any replica), and of labs and their hosts. Silent whatever
+happens."""
 
 from __future__ import annotations
 
@@ -22,6 +23,28 @@ def nodes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def networks(ctx: typer.Context, incomplete: str) -> list[str]:
     return _names(ctx, incomplete, _network_names)
+
+
+def labs(incomplete: str) -> list[str]:
+    from swarm.labs import described
+
+    from orchestrator.cli import target
+
+    return [name for name in described(target.LAB_DIRECTORY) if name.startswith(incomplete)]
+
+
+def hosts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The hosts of the lab that is named so far, or meant."""
+    from swarm.labs import implied, read_hosts
+
+    from orchestrator.cli import target
+
+    try:
+        lab = ctx.find_root().params.get("lab") or implied(target.LAB_DIRECTORY) or ""
+        names = [str(host.get("name")) for host in read_hosts(lab, target.LAB_DIRECTORY)]
+    except Exception:  # noqa: BLE001 – as in `_names`
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def _service_names(control: Any) -> list[str]:

@@ -54,22 +54,33 @@ def load(name: str, entry: Entry) -> Any:
         group = typer.main.get_group(found)  # unlike get_command, without flags to install completion
         group.name = name
         for command in group.commands.values():
-            _plain_usage(command)
+            _plain(command)
         return group
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = {**CONTEXT_SETTINGS, **(entry.settings or {})}
     app.command(name, help=inspect.getdoc(found) or entry.help, context_settings=settings)(found)
-    return _plain_usage(typer.main.get_command(app))
+    return _plain(typer.main.get_command(app))
 
 
-def _plain_usage(command: Any) -> Any:
-    """Usage lines say `SERVICE…` where typer writes `{SERVICE…}`, and `[NODE]…` for what may be left out."""
+def _plain(command: Any) -> Any:
+    """Usage lines say `SERVICE…` where typer writes `{SERVICE…}`, and `[NODE]…` for what may be left out. The words
+    that a metavar lists are completed."""
     for parameter in command.params:
         if parameter.param_type_name == "argument" and parameter.metavar:
             word = parameter.metavar
             shown = word if parameter.required or word.startswith("[") else f"[{word}]"
             parameter.get_usage_pieces = lambda _, shown=shown: [shown]
+        _complete_words(parameter)
     return command
+
+
+def _complete_words(parameter: Any) -> None:
+    """Has `--availability active|pause|drain` completed to one of these words: what stands for a value says so itself."""
+    words = (parameter.metavar or "").split("|")
+    if len(words) > 1 and all(word.replace("-", "").isalpha() and word.islower() for word in words):
+        parameter._custom_shell_complete = lambda _context, _parameter, incomplete: [
+            word for word in words if word.startswith(incomplete)
+        ]
 
 
 class LazyGroup(TyperGroup):

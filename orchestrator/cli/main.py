@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli import completion, shells
 from orchestrator.cli.lazy import CONTEXT_SETTINGS, REST_IS_COMMAND, Entry, Group, LazyGroup, lazy_group
 from orchestrator.cli.target import Target
 from orchestrator.cli.words import visible
@@ -119,6 +120,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
+    add_completion=False,  # `shells` has it
     context_settings=CONTEXT_SETTINGS,
 )
 
@@ -146,12 +148,21 @@ def _program(
         typer.Option("--tls", envvar="SWARM_TLS", metavar="DIR", help="Directory with node.key, node.pem and ca.pem"),
     ] = None,
     lab: Annotated[
-        str | None, typer.Option("--lab", envvar="SWARM_LAB", metavar="NAME", help="Talk to this lab on this machine")
+        str | None,
+        typer.Option(
+            "--lab", envvar="SWARM_LAB", metavar="NAME", autocompletion=completion.labs,
+            help="Talk to this lab on this machine",
+        ),
     ] = None,
     node: Annotated[
         str | None,
-        typer.Option("--node", envvar="SWARM_NODE", metavar="NAME", help="Talk to this host of the lab, and to no other"),
+        typer.Option(
+            "--node", envvar="SWARM_NODE", metavar="NAME", autocompletion=completion.hosts,
+            help="Talk to this host of the lab, and to no other",
+        ),
     ] = None,
+    _install_completion: shells.Install = None,
+    _show_completion: shells.Show = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit")
     ] = False,
@@ -178,7 +189,10 @@ def _is_option(context: typer.Context, name: str) -> bool:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code."""
     try:
-        result = typer.main.get_command(app).main(list(arguments), prog_name="swarmctl", standalone_mode=False)
+        if shells.ASKS_FOR_COMPLETION in os.environ:
+            shells.prepare()
+        words = shells.with_login_shell(arguments)
+        result = typer.main.get_command(app).main(words, prog_name=shells.PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort, BrokenPipeError, SystemExit) as end:

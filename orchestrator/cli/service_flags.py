@@ -178,7 +178,7 @@ class CreateFlags(SettingFlags, WaitFlags):
         Words, typer.Option("--placement-pref", metavar="PREFERENCE", help="How to spread: spread=node.labels.zone")
     ] = None
     mount: Annotated[
-        Words, typer.Option("--mount", metavar="MOUNT", help="type=volume,source=data,target=/data[,readonly]")
+        Words, typer.Option("--mount", metavar="MOUNT", help="type=volume,source=data,target=/data[,ro]")
     ] = None
     group: Annotated[Words, typer.Option("--group", metavar="GROUP", help="Further group of the user")] = None
     host: Annotated[Words, typer.Option("--host", metavar="NAME:ADDRESS", help="Line for /etc/hosts")] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 import swarm.errors
+import typer
 from swarm.errors import SwarmError, Unavailable
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
+from orchestrator.cli import completion
 from orchestrator.cli import main as program
 from orchestrator.cli.lazy import load
 from tests.unit.cli.conftest import Result, Script, Served
@@ -71,6 +74,18 @@ def test_no_line_of_a_groups_help_is_cut_off(
     shown = capsys.readouterr().out
     assert "Commands:" in shown
     assert "..." not in shown
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: "")
+def test_no_word_of_a_help_is_broken(
+    entry: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    group, name, found = entry
+    assert program.run([*([group] if group else []), name, "--help"]) == 0
+    shown = capsys.readouterr().out.split()
+    explained = [parameter.help or "" for parameter in load(name, found).params if hasattr(parameter, "help")]
+    assert [word for text in explained for word in text.split() if word not in shown] == []
 
 
 def test_help_lists_groups_without_importing_them() -> None:
@@ -225,6 +240,60 @@ def test_completion_of_commands_flags_and_names(script: Script, serve: Callable[
     assert "--limit-memory" in completions("swarmctl service create --limit-m", host)
     assert completions("swarmctl service rm w", host) == ["web"]
     assert completions("swarmctl node inspect ", host) == ["m1"]
+
+
+def test_completion_of_words_that_a_flag_takes() -> None:
+    assert completions("swarmctl node update --availability d", "") == ["drain"]
+    assert completions("swarmctl service create --restart-condition ", "") == ["none", "on-failure", "any"]
+    assert completions("swarmctl swarm join-token w", "") == ["worker"]
+    assert completions("swarmctl --show-completion f", "") == ["fish"]
+
+
+def test_completion_of_labs_and_their_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("orchestrator.cli.target.LAB_DIRECTORY", tmp_path)
+    for lab, names in (("one", ("m1", "w1", "w2")), ("two", ("m1", "w9"))):
+        (tmp_path / lab).mkdir()
+        nodes = [{"name": name, "role": "worker", "run_dir": str(tmp_path / lab / name)} for name in names]
+        (tmp_path / lab / "lab.json").write_text(json.dumps({"nodes": nodes}))
+    assert completion.labs("t") == ["two"]
+    context = typer.Context(typer.main.get_command(program.app))
+    context.params = {"lab": "one"}
+    assert completion.hosts(context, "w") == ["w1", "w2"]
+    context.params = {"lab": "none"}
+    assert completion.hosts(context, "w") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "login", "begins"),
+    [
+        (["bash"], "/bin/zsh", "_swarmctl_completion() {"),
+        (["zsh"], "/bin/bash", "#compdef swarmctl"),
+        (["fish"], "/bin/bash", "complete --command swarmctl"),
+        ([], "/usr/bin/zsh", "#compdef swarmctl"),
+        ([], "", "_swarmctl_completion() {"),
+    ],
+)
+def test_the_word_says_for_which_shell(
+    words: list[str], login: str, begins: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", login)
+    assert program.run(["--show-completion", *words]) == 0
+    assert capsys.readouterr().out.startswith(begins)
+
+
+def test_a_shell_without_completion_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    for words in (["--show-completion", "sh"], ["--show-completion"], ["--install-completion", "sh"]):
+        assert program.run(words) == 2
+        assert "write one of bash, zsh, fish" in " ".join(capsys.readouterr().err.split())
+
+
+def test_completion_is_installed_for_the_shell_that_is_named(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/sh"}
+    assert spawn("--install-completion", "zsh", env=environment).stdout.startswith("Completion for zsh installed in ")
+    assert "#compdef swarmctl" in (tmp_path / ".zfunc" / "_swarmctl").read_text()
 
 
 def test_completion_is_silent_without_a_swarm(tmp_path: Path) -> None:
