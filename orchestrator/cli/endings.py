@@ -26,6 +26,7 @@ _VERBS = {types.TASK_STATE_FAILED: "failed", types.TASK_STATE_REJECTED: "was rej
 class Standstill:
     """What is left to say of a service in which nothing happens any more."""
 
+    tasks: Sequence[types.Task]  # that of each slot
     running: int
     completed: int
     failed: Sequence[types.Task]
@@ -92,6 +93,7 @@ def standstill(summary: control.ServiceSummary, tasks: Iterable[types.Task]) -> 
         return None
     paused = service.update_status.state in PAUSED
     running = completed = 0
+    shown: list[types.Task] = []
     failed: list[types.Task] = []
     why = ""
     claimed = [slot for slot in _slots(tasks) if any(_is_wanted(task) for task in slot)]
@@ -102,6 +104,7 @@ def standstill(summary: control.ServiceSummary, tasks: Iterable[types.Task]) -> 
         if len(current) > 1:
             return None  # one of them is to take over from the other
         (task,) = current
+        shown.append(task)
         if is_settled(task) and (paused or task.revision_id == service.revision_id):
             running += 1
             continue
@@ -114,7 +117,7 @@ def standstill(summary: control.ServiceSummary, tasks: Iterable[types.Task]) -> 
         else:
             failed.append(task)
             why = why or reason
-    return Standstill(running, completed, failed, why) if completed or failed or paused else None
+    return Standstill(shown, running, completed, failed, why) if completed or failed or paused else None
 
 
 def why_not_restarted(task: types.Task, slot: Iterable[types.Task], policy: types.RestartPolicy) -> str:

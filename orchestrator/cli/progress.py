@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ class Tracker:
             self.outcome, self.verdict = Outcome.FAILED, failure
         elif progress.converged:
             self._converge()
-        return self._news(progress)
+        return self._news(progress.tasks)
 
     def _failure(self, service: types.Service) -> str:
         status, before = service.update_status, self.changed.update_status
@@ -92,22 +92,26 @@ class Tracker:
         what, _, reason = status.message.partition(": ")  # `update paused: 1 failed, first web.1: exit code 3`
         return ": ".join(filter(None, (sentence.format(name=service.spec.name), reason or what)))
 
-    def settle(self, found: endings.Standstill) -> None:
-        """Ends the wait: nothing of the service will change by itself any more."""
+    def settle(self, found: endings.Standstill) -> list[str]:
+        """Ends the wait: nothing of the service will change by itself any more. Returns what `feed` does."""
+        if self.latest is not None:
+            self.latest = control.ServiceProgress(summary=self.latest.summary, tasks=found.tasks)
+        news = self._news(found.tasks)
         if found.failed:
             self.outcome = Outcome.FAILED
             self.verdict = f"service {self.changed.spec.name} did not converge: {found.failure()}"
-            return
-        self._converge(found.remark() or "its update is still paused")
+        else:
+            self._converge(found.remark() or "its update is still paused")
+        return news
 
     def _converge(self, remark: str = "") -> None:
         verb = "rolled back" if self.rolling_back else "converged"
         self.outcome = Outcome.CONVERGED
         self.verdict = f"verify: Service {self.changed.spec.name} {verb}{f': {remark}' if remark else ''}"
 
-    def _news(self, progress: control.ServiceProgress) -> list[str]:
+    def _news(self, tasks: Iterable[types.Task]) -> list[str]:
         found = []
-        for task in progress.tasks:
+        for task in tasks:
             problem = problem_of(task)
             key = (task_label(task), problem)
             if problem and key not in self._told:
@@ -170,8 +174,11 @@ def wait(
                 for problem in tracker.feed(progress):
                     display.problem(problem)
                 display.show(tracker)
-                if tracker.outcome is Outcome.WAITING:
-                    _look_for_the_end(managers, tracker)
+                ending = _ending(managers, tracker)
+                if ending is not None:
+                    for problem in tracker.settle(ending):
+                        display.problem(problem)
+                    display.show(tracker)
                 if tracker.outcome is not Outcome.WAITING:
                     break
     except KeyboardInterrupt:
@@ -194,32 +201,46 @@ def wait(
         output.line(tracker.verdict)
 
 
-def _look_for_the_end(managers: Caller[ControlStub], tracker: Tracker) -> None:
-    """Settles the tracker where the tasks that do not run never will."""
+def _ending(managers: Caller[ControlStub], tracker: Tracker) -> endings.Standstill | None:
+    """What the service came to, where the tasks that do not run never will."""
     latest = tracker.latest
-    if latest is None or not endings.may_stand_still(latest):
-        return
-    found = endings.standstill(latest.summary, _all_tasks(managers, latest.summary.service.id))
+    if latest is None or tracker.outcome is not Outcome.WAITING or not endings.may_stand_still(latest):
+        return None
+    found = endings.standstill(latest.summary, _all_tasks(managers, latest.summary.service))
     if found is not None and found.running:  # those may be about to end as the others did
         threading.Event().wait(STABLE_SECONDS)
-        found = endings.standstill(latest.summary, _all_tasks(managers, latest.summary.service.id))
-    if found is not None:
-        tracker.settle(found)
+        found = endings.standstill(latest.summary, _all_tasks(managers, latest.summary.service))
+    return found
 
 
-def _all_tasks(managers: Caller[ControlStub], service_id: str) -> list[types.Task]:
-    """The tasks of a service, with those that ended and are remembered."""
-    wanted = [control.Filter(key="service", value=service_id)]
-    return [
-        task
-        for page in pages(
-            lambda token: managers.call(
-                lambda stub: stub.ListTasks,
-                control.ListTasksRequest(filters=wanted, page_size=PAGE_SIZE, page_token=token),
-            )
-        )
-        for task in page.tasks
-    ]
+def _all_tasks(managers: Caller[ControlStub], service: types.Service) -> list[types.Task]:
+    """The tasks of a service, with those that ended and are remembered. As patient as `_answers`: what the stream has shown
+    it may not show again."""
+    wanted = [control.Filter(key="service", value=service.id)]
+    began = time.monotonic()
+    while True:
+        try:
+            return [
+                task
+                for page in pages(
+                    lambda token: managers.call(
+                        lambda stub: stub.ListTasks,
+                        control.ListTasksRequest(filters=wanted, page_size=PAGE_SIZE, page_token=token),
+                    )
+                )
+                for task in page.tasks
+            ]
+        except Unavailable as error:
+            _give_up_in_time(error, service, began)
+
+
+def _give_up_in_time(error: Unavailable, service: types.Service, since: float) -> None:
+    """Waits a little; raises once no manager has answered for AWAY_TIMEOUT."""
+    if time.monotonic() - since > AWAY_TIMEOUT:
+        raise Unavailable(
+            f"{error}; service {service.spec.name} is in the swarm and goes on in the background"
+        ) from error
+    threading.Event().wait(AWAY_PAUSE)
 
 
 def _answers(
@@ -244,11 +265,7 @@ def _answers(
             if not away_since:
                 away_since = time.monotonic()
                 tell(f"{error}; waiting for one")
-            if time.monotonic() - away_since > AWAY_TIMEOUT:
-                raise Unavailable(
-                    f"{error}; service {service.spec.name} is in the swarm and goes on in the background"
-                ) from error
-            threading.Event().wait(AWAY_PAUSE)
+            _give_up_in_time(error, service, away_since)
 
 
 @contextlib.contextmanager
@@ -343,7 +360,7 @@ class _Live(_Display):
         from rich.text import Text
 
         lines = [Text(tracker.summary(), style="bold")]
-        lines.extend(Text(text, style=style) for text, style in task_lines(tracker, self._console.height - 4))
+        lines.extend(Text(text, style=style) for text, style in task_lines(tracker, self._console.size))
         lines.extend([Text(tracker.remark())] if tracker.remark() else [])
         return Text("\n").join(lines)
 
@@ -358,11 +375,13 @@ _STEPS = (
     types.TASK_STATE_STARTING,
     types.TASK_STATE_RUNNING,
 )
-_BAR = 40
+_BAR = 40  # columns, where there are as many
+_BESIDE = 13 + 6  # the state's word, and what stands around it and the bar
 
 
-def task_lines(tracker: Tracker, most: int) -> list[tuple[str, str]]:
-    """A line and its style for each task, the unfinished first where not all fit into `most` lines."""
+def task_lines(tracker: Tracker, size: tuple[int, int]) -> list[tuple[str, str]]:
+    """A line and its style for each task, the unfinished first where not all fit. `size`: columns and lines of the terminal."""
+    width, most = size[0], size[1] - 4
     if tracker.latest is None:
         return []
     service = tracker.latest.summary.service
@@ -373,6 +392,7 @@ def task_lines(tracker: Tracker, most: int) -> list[tuple[str, str]]:
         hidden = len(tasks) - most
         tasks = (unfinished or tasks)[: max(1, most)]
     lines = []
+    length = max(10, min(_BAR, width - _BESIDE - max((len(task_label(task)) for task in tasks), default=0)))
     for task in tasks:
         done = _done(task, service)
         state = task.status.state
@@ -381,7 +401,7 @@ def task_lines(tracker: Tracker, most: int) -> list[tuple[str, str]]:
             word, reached = "to be updated", 0
         else:
             reached = _STEPS.index(state) + 1 if state in _STEPS else 0
-        bar = ("=" * (_BAR * reached // len(_STEPS)) + ">").ljust(_BAR + 1)
+        bar = ("=" * (length * reached // len(_STEPS)) + ">").ljust(length + 1)
         problem = problem_of(task)
         lines.append(
             (

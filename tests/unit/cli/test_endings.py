@@ -194,3 +194,44 @@ def test_managers_that_stay_away_are_given_up_and_the_service_is_said_to_go_on(m
         Unavailable, match="no manager is reachable; service web is in the swarm and goes on in the back"
     ):
         waiting.wait(cast(Any, Away(10**9)), service(version=8), quiet=True)
+
+
+def test_bars_fit_the_terminal() -> None:
+    tracker = waiting.Tracker(service(replicas=2))
+    tracker.feed(progress(0, False, [task(1), task(2, types.TASK_STATE_PREPARING)], desired=2))
+    for width in (50, 60, 80, 200):
+        lines = [text for text, _ in waiting.task_lines(tracker, (width, 24))]
+        assert all(len(line) <= width for line in lines)
+        assert lines[0].endswith("=>]")
+    assert len(waiting.task_lines(tracker, (80, 5))) == 2  # one task, and that there is another
+
+
+def test_what_is_shown_last_is_how_it_ended(swarmctl: Run, script: Script, monkeypatch: Any) -> None:
+    """The stream is not read while it is made sure that what runs goes on running."""
+    monkeypatch.setattr(waiting, "STABLE_SECONDS", 0.01)
+    policy = types.RestartPolicy(condition=NONE)
+    later = [ended(1), ended(2)]
+    answers = [[ended(1), task(2)], later, later]
+    read = progress(0, False, [ended(1), task(2)], desired=2)
+    read.summary.service.spec.task.restart.CopyFrom(policy)
+    script.answers["CreateService"] = control.CreateServiceResponse(service=service(replicas=2))
+    script.answers["ListTasks"] = [control.ListTasksResponse(tasks=tasks) for tasks in answers]
+    script.answers["WatchService"] = [read]
+    result = swarmctl("service", "create", "web")
+    assert result.lines[1:] == ["overall progress: 1 out of 2 tasks", "overall progress: 0 out of 2 tasks"]
+    assert result.err.splitlines()[:2] == ["web.1: exit code 3", "web.2: exit code 3"]
+    assert "(and 1 other task likewise)" in result.err
+
+
+def test_looking_at_all_tasks_outlasts_managers_that_are_away(monkeypatch: Any) -> None:
+    answers: list[Any] = [Unavailable("no quorum"), control.ListTasksResponse(tasks=[task(1)])]
+
+    class Caller:
+        def call(self, *_: Any) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(waiting, "AWAY_PAUSE", 0.01)
+    assert len(waiting._all_tasks(cast(Any, Caller()), service())) == 1
