@@ -13,6 +13,8 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import endings
 from orchestrator.cli import progress as waiting
+from orchestrator.cli.progress_display import task_lines
+from orchestrator.cli.tracker import Tracker
 from tests.unit.cli.conftest import Result, Script
 from tests.unit.cli.test_services import progress, service, summary, task
 
@@ -197,13 +199,13 @@ def test_managers_that_stay_away_are_given_up_and_the_service_is_said_to_go_on(m
 
 
 def test_bars_fit_the_terminal() -> None:
-    tracker = waiting.Tracker(service(replicas=2))
+    tracker = Tracker(service(replicas=2))
     tracker.feed(progress(0, False, [task(1), task(2, types.TASK_STATE_PREPARING)], desired=2))
     for width in (50, 60, 80, 200):
-        lines = [text for text, _ in waiting.task_lines(tracker, (width, 24))]
+        lines = [text for text, _ in task_lines(tracker, (width, 24))]
         assert all(len(line) <= width for line in lines)
         assert lines[0].endswith("=>]")
-    assert len(waiting.task_lines(tracker, (80, 5))) == 2  # one task, and that there is another
+    assert len(task_lines(tracker, (80, 5))) == 2  # one task, and that there is another
 
 
 def test_what_is_shown_last_is_how_it_ended(swarmctl: Run, script: Script, monkeypatch: Any) -> None:
