@@ -28,6 +28,8 @@ _RESOLVING = 'Resolving "'  # a short name, by a file of ours; the next line has
 _UNHANDLED = "(UNHANDLED LOGLEVEL)"  # before an unknown instruction, which the final complaint names
 _COPIED = re.compile(r'checking on sources under "[^"]*": copier: stat: ("[^"]*"): no such file or directory')
 _USEFUL_LINES = 3
+# buildah 1.28 ends with the step's command, and on a busy host without what that wrote at last.
+_LOST = "without a word on stderr (buildah loses the last ones at times: build again to see them)"
 _LONGEST = 500  # characters of what buildah said
 
 
@@ -111,8 +113,10 @@ def explain_build(subject: str, complaint: str) -> SwarmError:
     useful = [
         line for line in said.splitlines() if progress_of(line) and not line.startswith(("Trying to pull ", *PULLED))
     ]
-    lines = useful[-_USEFUL_LINES:] if re.search(r"exit status \d+$", why) else []
-    return InternalError(f"{subject}: the step `{_short(what)}` failed: {_short('; '.join([why, *lines]))}")
+    ended = re.search(r"exit status \d+$", why) is not None
+    words = [why, *useful[-_USEFUL_LINES:]] if ended else [why]
+    lost = f" {_LOST}" if ended and not useful else ""
+    return InternalError(f"{subject}: the step `{_short(what)}` failed: {_short('; '.join(words))}{lost}")
 
 
 def _short(text: str) -> str:
