@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import grpc
 from swarm.channels import open_local
-from swarm.errors import DeadlineExceeded, FailedPrecondition, SwarmError, from_rpc
+from swarm.errors import DeadlineExceeded, FailedPrecondition, SwarmError, Unavailable, from_rpc
 from swarm.labs import up_command
 from swarm.names import ENROLMENT_PORT
 from swarm.v1 import control_pb2, control_pb2_grpc, node_pb2, types_pb2
@@ -81,7 +81,12 @@ async def form_swarm(layout: LabLayout, say: Say) -> None:
         spec = types_pb2.ClusterSpec(name=layout.name, default_registry=layout.registry)
         request = node_pb2.InitRequest(advertise_address=founder.address, listen_address=founder.address, spec=spec)
         await hosts.initialise(founder, request, JOIN_TIMEOUT)
-    await ask_managers(layout, lambda stub: stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5), LEADER_TIMEOUT)
+    try:
+        await ask_managers(
+            layout, lambda stub: stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5), LEADER_TIMEOUT
+        )
+    except Unavailable as error:
+        raise Unavailable(f"{error}{way_out(layout, formation)}") from error
     say(f"Starting the registry on {layout.registry}")
     await registry.issue_certificate(layout)
     await registry.start(layout)
@@ -99,6 +104,18 @@ async def form_swarm(layout: LabLayout, say: Say) -> None:
         for host in formation.joining:
             if host.role == "manager":  # one after the other: Raft changes its membership one at a time
                 await hosts.join(host, tokens.manager, addresses, JOIN_TIMEOUT)
+
+
+def way_out(layout: LabLayout, formation: Formation) -> str:
+    """What to add to "no leader" where some managers will not come back by themselves: their disks hold nothing any more."""
+    blank = [host.name for host in formation.joining if host.role == "manager"]
+    if not blank:
+        return ""
+    left = formation.managers[0].name
+    return (
+        f". {', '.join(blank)} of lab {layout.name!r} can only join anew: if too few managers are left for a majority,"
+        f" `swarmctl --lab {layout.name} --node {left} swarm recover --force` goes on with {left} alone"
+    )
 
 
 async def _settled_states(layout: LabLayout) -> dict[str, node_pb2.LocalState]:

@@ -9,7 +9,7 @@ from swarm.errors import FailedPrecondition
 from swarm.v1 import node_pb2, types_pb2
 
 from orchestrator.lab import formation, hosts, wiring
-from orchestrator.lab.formation import plan_formation, reasons
+from orchestrator.lab.formation import plan_formation, reasons, way_out
 from orchestrator.lab.layout import LabHost, LabLayout, plan
 
 LAYOUT = plan("t", 3, 2, [])
@@ -56,6 +56,14 @@ def test_a_promoted_worker_is_a_manager_to_join() -> None:
 def test_nobody_makes_a_swarm_beside_workers_that_have_one() -> None:
     with pytest.raises(FailedPrecondition, match=r"w1, w2 of lab 't' .* no manager .*--node w1 swarm leave --force"):
         plan_formation(LAYOUT, states(OUTSIDE, OUTSIDE, OUTSIDE, worker(), worker()))
+
+
+def test_without_a_leader_it_is_said_whom_nobody_can_wait_for() -> None:
+    lost = plan_formation(LAYOUT, states(OUTSIDE, OUTSIDE, manager(), worker(), OUTSIDE))
+    words = way_out(LAYOUT, lost)
+    assert words.startswith(". m1, m2 of lab 't' can only join anew")
+    assert "`swarmctl --lab t --node m3 swarm recover --force`" in words
+    assert way_out(LAYOUT, plan_formation(LAYOUT, states(*[manager()] * 3, worker(), OUTSIDE))) == ""
 
 
 def test_hosts_of_two_swarms_are_told_apart_at_once() -> None:
