@@ -53,7 +53,8 @@ def remove_network(snapshot: Snapshot, network: types_pb2.Network) -> list[Chang
     if services:
         named = ", ".join(f'"{service}"' for service in services[:MAX_NAMED])
         more = f" and {len(services) - MAX_NAMED} more" if len(services) > MAX_NAMED else ""
-        raise InUse(f'network "{name}" is used by service {named}{more}; remove or update that first')
+        users, them = ("service", "that") if len(services) == 1 else ("services", "those")
+        raise InUse(f'network "{name}" is used by {users} {named}{more}; remove or update {them} first')
     stopping = sorted({task.service_name for task in snapshot.tasks.on_network(network.id)})
     if stopping:
         raise InUse(f'network "{name}": tasks of service "{stopping[0]}" are still leaving it; repeat in a moment')
