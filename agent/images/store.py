@@ -306,8 +306,9 @@ class BuildahImages:
             users = filesystems.image_users().get(record.id, set())
             last = {name for name in record.names if not name.startswith(KEPT)} <= set(names)
             if users and last and not force:
+                count = "1 container" if len(users) == 1 else f"{len(users)} containers"
                 raise InUse(
-                    f"image {reference} is in use by {len(users)} container(s) on this node ({', '.join(sorted(users)[:3])}); "
+                    f"image {reference} is in use by {count} on this node ({', '.join(sorted(users)[:3])}); "
                     "remove their service first, or use --force to remove only its name"
                 )
             if users and last:

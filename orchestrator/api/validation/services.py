@@ -36,9 +36,8 @@ HIGHEST_PORT = 65535
 
 def check_service_spec(spec: types_pb2.ServiceSpec) -> None:
     """Raises InvalidArgument for the first thing that is wrong."""
-    check_count(
-        "ports", len(spec.ports), MAX_PORTS
-    )  # says more than the size of a spec that a range of ports made large
+    # Says more than the size of a spec that a range of ports made large.
+    check_count("ports", len(spec.ports), MAX_PORTS)
     if spec.ByteSize() > MAX_SPEC_BYTES:
         raise refuse("spec", f"is {spec.ByteSize()} bytes large; at most {MAX_SPEC_BYTES} are allowed")
     check_name("name", spec.name)
