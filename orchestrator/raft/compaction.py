@@ -39,6 +39,7 @@ class Compaction(Configurations):
     def __init__(self, *arguments: Any) -> None:
         self._snapshot_busy = False
         self._snapshot_not_before = float("-inf")
+        self._kept_bytes = 0  # in the log when its base moved last
         self._installing: pb.RaftSnapshotOffer | None = None
         super().__init__(*arguments)
 
@@ -66,7 +67,10 @@ class Compaction(Configurations):
         grown = self.applied_index() - covered
         if grown <= 0 or (
             grown < self.compaction.entries
-            and (self.journal.bytes_in_memory < self.compaction.bytes or grown < self.compaction.entries // 20)
+            and (
+                self.journal.bytes_in_memory - self._kept_bytes < self.compaction.bytes
+                or grown < self.compaction.entries // 20
+            )
         ):
             return
         self.take_snapshot()
@@ -112,8 +116,14 @@ class Compaction(Configurations):
             if kept_bytes > self.compaction.keep_bytes:
                 break
             keep_from -= 1
+        if (
+            self.last_index - self.base_index <= self.compaction.catch_up_entries
+            and self.journal.bytes_in_memory <= self.compaction.catch_up_bytes
+        ):
+            keep_from = max(self.base_index, min(keep_from, self.behind_up_to()))
         self.journal.start_new_segment()
         self.journal.deleteEntriesTo(keep_from - self.base_index)
+        self._kept_bytes = self.journal.bytes_in_memory
 
     # ---- installing
 

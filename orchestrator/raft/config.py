@@ -43,12 +43,16 @@ class Timings:
 
 @dataclass(frozen=True)
 class CompactionPolicy:
-    """When the log is replaced by a snapshot, and how much of it stays for members that are a little behind."""
+    """When the log is replaced by a snapshot, and how much of it stays for members that are behind: a little for those that
+    may come back, and more for those that are connected. Without the latter a member that installs a large snapshot while
+    the log moves on would need another one at its end, and never arrive."""
 
     entries: int = 40_000
     bytes: int = 16 << 20
     keep_entries: int = 4_000
     keep_bytes: int = 4 << 20
+    catch_up_entries: int = 160_000  # of the whole log
+    catch_up_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Progress:
     commit_told: int = 0
     disk_full: bool = False  # it says that it has no room
     transferring: bool = False  # a snapshot is on its way
+    snapshot_sent: int = 0  # the last entry of the snapshot that is on its way or being installed
     snapshot_not_before: float = 0.0
 
 
@@ -159,12 +160,27 @@ class Replication(Elections):
             return
         progress.snapshot_not_before = now + _SNAPSHOT_RETRY
         progress.transferring = self.start_snapshot_transfer(node.id, self.snapshot)
+        progress.snapshot_sent = self.snapshot.index if progress.transferring else 0
 
     def snapshot_transfer_ended(self, node_id: str, delivered: bool) -> None:
         progress = self.progress.get(node_id)
         if progress is not None:
             progress.transferring = False
             progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
+            if not delivered:
+                progress.snapshot_sent = 0
+
+    def behind_up_to(self) -> int:
+        """The last entry that every connected member holds, or will hold when the snapshot it was sent is installed: what
+        follows it, somebody still needs. For a member that does not lead, or knows nothing of the others yet: all."""
+        if self.role is not Role.LEADER:
+            return self.last_index
+        held = [self.last_index]
+        for node in self.peers():
+            progress = self.progress.get(node.id)
+            if node in self.connected and progress is not None:
+                held.append(max(progress.snapshot_sent, self.match_index.get(node, 0)) or self.last_index)
+        return min(held)
 
     def _on_append_response(self, node: MemberNode, answer: pb.AppendResponse) -> None:
         if self.role is not Role.LEADER or answer.term != self.term or node not in self.next_index:
@@ -181,6 +197,9 @@ class Replication(Elections):
         sent_up_to = self._landed(progress, answer.sequence)
         if answer.success:
             match = self.match_index[node] = max(before, min(answer.match_index, self.last_index))
+            if progress.snapshot_sent and match >= progress.snapshot_sent:
+                # Installed. Should the log have left it behind once more, the next one need not wait.
+                progress.snapshot_sent, progress.snapshot_not_before = 0, 0.0
             if sent_up_to > match:
                 # It did not take all: its disk is full. It is asked again at the heartbeat's pace.
                 self._start_over(node, progress, match + 1)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.simulation.raft.world import World
 
 TIMINGS = Timings(heartbeat=0.05, election_min=0.2, election_max=0.4, quorum=0.2)
-COMPACTION = CompactionPolicy(entries=25, bytes=1 << 30, keep_entries=6, keep_bytes=1 << 20)
+COMPACTION = CompactionPolicy(entries=25, bytes=1 << 30, keep_entries=6, keep_bytes=1 << 20, catch_up_entries=80)
 _PATIENCE = 10.0  # seconds that a member speaks for itself while its disk holds it, as `presence` does
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 
@@ -45,6 +46,31 @@ def test_a_member_that_was_cut_off_from_a_new_leader_needs_no_snapshot() -> None
             made.step(faults=False, clients=False)
         assert made.counts["snapshot sent"] == sent
         assert away.core.applied_index() == other.core.commit_index
+
+
+def test_a_member_catches_up_though_others_take_snapshots_while_it_installs_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by the soak. When it had installed one, the log began behind it: it needed the next one, and the one after."""
+    with world.small_scale():
+        made, leader, away, other = settled()
+        for host in (leader, other):
+            made.network.cut(host.name, away.name, both=True)
+        while leader.core.base_index <= away.core.last_index:
+            made.step(faults=False)
+        restore = away.core.machine.restore
+
+        def slow_restore(index: int, chunks: Iterable[bytes]) -> None:
+            away.spent += 4.0
+            restore(index, chunks)
+
+        monkeypatch.setattr(away.core.machine, "restore", slow_restore)
+        made.network.heal_all()
+        sent, base = made.counts["snapshot sent"], leader.core.base_index
+        while leader.core.base_index < base + 100:
+            made.step(faults=False)
+        assert made.counts["snapshot sent"] == sent + 1
+        assert away.core.applied_index() >= leader.core.commit_index - 10
 
 
 def test_members_that_are_often_too_busy_to_hear_answers_elect_a_leader_soon(monkeypatch: pytest.MonkeyPatch) -> None:
