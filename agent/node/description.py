@@ -100,12 +100,7 @@ def _of_interface(name: str) -> str:
 
 def check_own(address: str) -> None:
     """Raises InvalidArgument where `address` is not one of this host: tunnels could not be bound to it."""
-    problem = _no_own_address(address)
-    if problem:
-        raise InvalidArgument(
-            f"the address to advertise, {address}, is not an address of this host ({problem}); "
-            "name one of its interfaces' addresses with --advertise-addr"
-        )
+    _check_bindable(address, "advertise", "--advertise-addr")
 
 
 def check_listening(address: str) -> None:
@@ -118,20 +113,17 @@ def check_listening(address: str) -> None:
         raise InvalidArgument(
             f"the address to listen at, {address!r}, is not an IP address; give one of this host's, without a port"
         ) from error
-    problem = _no_own_address(address)
-    if problem:
-        raise InvalidArgument(
-            f"the address to listen at, {address}, is not an address of this host ({problem}); "
-            "name one of its interfaces' addresses with --listen-addr, or leave it out to listen at all of them"
-        )
+    _check_bindable(address, "listen at", "--listen-addr, or leave it out to listen at all of them")
 
 
-def _no_own_address(address: str) -> str:
-    """Why a socket of this host cannot have the address; empty where it can."""
+def _check_bindable(address: str, purpose: str, remedy: str) -> None:
+    """Raises InvalidArgument where a socket of this host cannot have the address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))
         except OSError as error:
-            return error.strerror or str(error)
-    return ""
+            raise InvalidArgument(
+                f"the address to {purpose}, {address}, is not an address of this host ({error.strerror or error}); "
+                f"name one of its interfaces' addresses with {remedy}"
+            ) from error

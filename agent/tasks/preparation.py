@@ -15,7 +15,7 @@ from pathlib import Path
 
 from swarm.errors import InvalidArgument, ResourceExhausted, SwarmError
 from swarm.process import run
-from swarm.templates import expand_container, values_of
+from swarm.templates import expand_container, has_placeholders, values_of
 from swarm.v1 import types_pb2 as types
 
 from agent.images.interface import Image
@@ -88,12 +88,11 @@ async def _create(
 
 def _filled_in(task: types.Task, spec: types.ServiceSpec, host: TaskHost) -> types.ServiceSpec:
     """The spec with what its placeholders stand for in this task."""
-    container = expand_container(spec.task.container, values_of(task, spec, host.node()))
-    if container is spec.task.container:
+    if not has_placeholders(spec.task.container):
         return spec
     filled = types.ServiceSpec()
     filled.CopyFrom(spec)
-    filled.task.container.CopyFrom(container)
+    filled.task.container.CopyFrom(expand_container(spec.task.container, values_of(task, spec, host.node())))
     return filled
 
 

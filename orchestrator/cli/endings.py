@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from swarm.clock import seconds_of
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
@@ -120,31 +119,19 @@ def standstill(summary: control.ServiceSummary, tasks: Iterable[types.Task]) -> 
     return Standstill(shown, running, completed, failed, why) if completed or failed or paused else None
 
 
-def why_not_restarted(task: types.Task, slot: Iterable[types.Task], policy: types.RestartPolicy) -> str:
+def why_not_restarted(task: types.Task, slot: Sequence[types.Task], policy: types.RestartPolicy) -> str:
     """The flag that has an ended task left as it is; empty where it will be restarted, or has not ended by itself. `slot`:
     all tasks of its slot."""
-    if task.status.state not in _BY_ITSELF:
+    # The managers' own rule. It comes with much of their program, 0.1 s: only where tasks have ended.
+    from orchestrator.controllers.restarts import ended_by_itself, restart_at
+
+    if not ended_by_itself(task) or restart_at(task, slot, policy) is not None:
         return ""
     if policy.condition == types.RESTART_CONDITION_NONE:
         return "--restart-condition none"
     if policy.condition == types.RESTART_CONDITION_ON_FAILURE and task.status.state == types.TASK_STATE_COMPLETE:
         return "--restart-condition on-failure"
-    if policy.max_attempts and _restarts_before(task, slot, policy) >= policy.max_attempts:
-        return f"--restart-max-attempts {policy.max_attempts} used up"
-    return ""
-
-
-def _restarts_before(task: types.Task, slot: Iterable[types.Task], policy: types.RestartPolicy) -> int:
-    """How often the slot was restarted before, with this revision, within the policy's window up to the task's end."""
-    window = seconds_of(policy.window)
-    since = seconds_of(task.status.recorded_at) - window if window else 0.0
-    return sum(
-        other.id != task.id
-        and other.revision_id == task.revision_id
-        and other.status.state in _BY_ITSELF
-        and seconds_of(other.status.recorded_at) >= since
-        for other in slot
-    )
+    return f"--restart-max-attempts {policy.max_attempts} used up"
 
 
 def _slots(tasks: Iterable[types.Task]) -> list[list[types.Task]]:

@@ -74,11 +74,17 @@ def _value(found: re.Match[str], values: Values) -> str:
     )
 
 
+def has_placeholders(container: types.ContainerSpec) -> bool:
+    """Whether anything is to be filled in: what that would be is not worth finding out otherwise."""
+    return any(
+        "{{" in text for text in (container.hostname, *container.env, *(mount.source for mount in container.mounts))
+    )
+
+
 def expand_container(container: types.ContainerSpec, values: Values) -> types.ContainerSpec:
     """The container with every placeholder filled in; itself where it has none. Raises InvalidArgument where what comes out is
     no host name or no volume's name."""
-    mounts = [mount.source for mount in container.mounts]
-    if not any("{{" in text for text in (container.hostname, *container.env, *mounts)):
+    if not has_placeholders(container):
         return container
     filled = types.ContainerSpec()
     filled.CopyFrom(container)
