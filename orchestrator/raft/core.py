@@ -332,7 +332,11 @@ class Core(Compaction):
         if not candidates:
             done(FailedPrecondition("there is no other manager that could lead now"))
             return
-        target = max(candidates, key=lambda node: self.match_index.get(node, 0))
+        able = {voter.node_id for voter in self._voters() if voter.can_write}
+        target = max(
+            candidates,
+            key=lambda node: (node.id in able, self.match_index.get(node, 0), self.last_response.get(node, 0.0)),
+        )
         self._transfer = _Transfer(target, self.clock() + timeout, done)
         self._watch_transfer()
 

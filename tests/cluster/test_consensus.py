@@ -68,7 +68,7 @@ def schedule(lab: TestLab, certificates: faults.Certificates, rng: random.Random
     yield f"nobody hears the leader {mute}", lambda: faults.one_way(lab, mute, "output")
     follower = other()
     yield f"the follower {follower} hears nobody", lambda: faults.one_way(lab, follower, "input")
-    lead(lab, SMALL)
+    lab.lead(SMALL)
     yield f"the disk of the leader {SMALL} is full", lambda: out_of_room(lab)
     expired = lab.leader()
     yield f"the certificate of the leader {expired} has expired", lambda: certificates.expired(expired)
@@ -92,18 +92,6 @@ def out_of_room(lab: TestLab) -> Iterator[None]:
     with faults.full_disk(lab.host(SMALL).state_directory):
         eventually(led_by_another, timeout=60)
         yield
-
-
-def lead(lab: TestLab, name: str) -> None:
-    """Until that manager leads: whoever does instead is ended as planned."""
-
-    def leads() -> bool:
-        leader = lab.leader()
-        if leader != name:
-            lab.stop_manager(leader)
-        return leader == name
-
-    eventually(leads, timeout=60, period=0.5)
 
 
 def test_clients_see_one_truth_whatever_happens_to_the_managers(managers: TestLab, tmp_path: Path) -> None:

@@ -220,16 +220,7 @@ def test_a_demotion_below_the_quorum_is_refused_with_the_numbers(lab: TestLab) -
 def test_a_leader_without_room_hands_over_and_the_disk_is_named_when_no_majority_can_write(lab: TestLab) -> None:
     name = "m3"
     with lab.small_disk(name, 8 << 20) as state:
-        lab.wait_ready()
-
-        def leads() -> bool:
-            leader = lab.leader()
-            if leader != name:
-                lab.stop_manager(leader)
-                eventually(lambda: lab.leader() != leader)
-            return lab.leader() == name
-
-        eventually(leads, timeout=60)
+        lab.lead(name)
         filler = fill(state)
         numbers = iter(range(500))
 

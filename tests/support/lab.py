@@ -95,8 +95,8 @@ class TestLab:
             raise CommandFailed(done)
         return done.stdout
 
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.swarmctl(*arguments, "--format", "json"))
+    def json(self, *arguments: str, node: str = "") -> Any:
+        return json.loads(self.swarmctl(*arguments, "--format", "json", node=node))
 
     def refused(self, *arguments: str, node: str = "") -> tuple[int, str]:
         """(exit code, what it said) of a command that must fail, without a traceback."""
@@ -138,14 +138,31 @@ class TestLab:
 
         return eventually(check, timeout=timeout) if count else []
 
-    def nodes(self) -> dict[str, dict[str, Any]]:
-        return {node["description"]["hostname"]: node for node in self.json("node", "ls")}
+    def nodes(self, asked: str = "") -> dict[str, dict[str, Any]]:
+        return {node["description"]["hostname"]: node for node in self.json("node", "ls", node=asked)}
 
     def state(self, host: str) -> str:
         return str(self.nodes()[host]["status"]["state"])
 
-    def leader(self) -> str:
-        return next(name for name, node in self.nodes().items() if node.get("manager_status") == "Leader")
+    def leader(self, asked: str = "") -> str:
+        return next(name for name, node in self.nodes(asked).items() if node.get("manager_status") == "Leader")
+
+    def lead(self, name: str) -> None:
+        """Until that manager leads: who does instead is ended as planned, while the others do not run and hence do not take
+        over in its place."""
+        for _ in range(5):
+            self.wait_ready()
+            leader = self.leader()
+            if leader == name:
+                return
+            with contextlib.ExitStack() as block:
+                for host in self.layout.managers:
+                    if host.name not in (name, leader):
+                        block.enter_context(self.paused(host.name, manager=True))
+                self.stop_manager(leader)
+                with contextlib.suppress(AssertionError):
+                    eventually(lambda: self.leader(name) == name, timeout=10)
+        assert self.leader() == name
 
     def get(self, host: str, port: int, path: str = "/cgi-bin/whoami", timeout: float = 3.0) -> str:
         return self.fetch(f"http://{self.host(host).address}:{port}{path}", timeout)

@@ -73,6 +73,21 @@ def test_a_member_catches_up_though_others_take_snapshots_while_it_installs_one(
         assert away.core.applied_index() >= leader.core.commit_index - 10
 
 
+@pytest.mark.parametrize("silent", [0, 1])
+def test_leadership_is_handed_to_a_member_that_answers(silent: int) -> None:
+    """Both hold all entries; one does not run just now."""
+    made, leader, *others = settled()
+    others[silent].paused_until = made.now + 10
+    for _ in range(15):
+        made.step(faults=False, clients=False)
+    assert {host.name for host in others} == {node.id for node in leader.core.connected}
+    term = leader.core.term
+    leader.links.post(leader.core.transfer_leadership, None, 0.5, lambda _: None)
+    for _ in range(10):
+        made.step(faults=False, clients=False)
+    assert (others[1 - silent].core.role, others[1 - silent].core.term) == (Role.LEADER, term + 1)
+
+
 def test_members_that_are_often_too_busy_to_hear_answers_elect_a_leader_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in CI: no leader for eight seconds on a busy machine. Who would not have heard the votes at its deadline waited for
     the next one, and the one after."""
