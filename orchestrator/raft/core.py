@@ -14,44 +14,25 @@ The order in 3 is what makes acknowledgements true: nothing that depends on a re
 from __future__ import annotations
 
 import logging
-import queue
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from swarm.errors import FailedPrecondition, InternalError, NotLeader, SwarmError, Unavailable
 from swarm.v1 import raft_pb2 as pb
 
-from orchestrator.consensus import Committed, Leadership, StateMachine
-from orchestrator.raft import membership, room
-from orchestrator.raft.compaction import Compaction
+from orchestrator.consensus import Leadership, StateMachine
+from orchestrator.raft import membership
+from orchestrator.raft.commands import Commands
 from orchestrator.raft.config import CompactionPolicy, Timings
-from orchestrator.raft.disk import DiskFull
 from orchestrator.raft.engine import MemberNode, Role, ticking
 from orchestrator.raft.journal import Journal
 from orchestrator.raft.links import Links
-from orchestrator.raft.proposals import Proposal, leadership_lost, overwritten
 from orchestrator.raft.reads import Done, Reads
 from orchestrator.raft.snapshots import SnapshotStore
 from orchestrator.raft.surroundings import Background, Observer
 
 log = logging.getLogger(__name__)
 
-_REGULAR, _NO_OP = 0, 1  # the library's command types
-_APPLY_PER_TICK = 512
-_TAKE_PER_TICK = 512
-_TAKE_BYTES_PER_TICK = 4 << 20
 _LONGEST_WAIT = 0.1
-
-
-@dataclass
-class _Transfer:
-    """Leadership is being handed over."""
-
-    target: MemberNode
-    until: float
-    done: Callable[[SwarmError | None], None]
-    told: bool = False
 
 
 class _Wait:
@@ -64,7 +45,7 @@ class _Wait:
         self._core.wait(timeout)
 
 
-class Core(Compaction):
+class Core(Commands):
     """See the module's description."""
 
     def __init__(
@@ -92,10 +73,6 @@ class Core(Compaction):
         self._background = background
         self._observer = observer
         self._reads = Reads()
-        self._transfer: _Transfer | None = None
-        self._held: list[tuple[Proposal, DiskFull]] = []  # wait for a leader whose disk has room
-        self._no_hand_over_before = 0.0
-        self.obstacle = ""  # why no majority can store a write now, where full disks are the reason
         self._last_sent = 0  # the last index when entries were sent last
         self._published: tuple[int, str, bool, bool] | None = None
         self.snapshot = snapshots.newest()
@@ -152,8 +129,7 @@ class Core(Compaction):
         self._release_answers()
         if self.role is Role.LEADER:
             self._reads.settle(self._proven_sequence(), self.applied_index())
-        full = self.role is Role.LEADER and any(progress.disk_full for progress in self.progress.values())
-        self.obstacle = room.obstacle(self._voters()) if full else ""
+        self._watch_disks()
         self._watch_transfer()
         self._publish()
 
@@ -307,183 +283,8 @@ class Core(Compaction):
         self._postpone_election(self.clock())
         self.progress.clear()
         self._reads.fail()
-        if self._transfer is not None:
-            transfer, self._transfer = self._transfer, None
-            transfer.done(None)
-        self._answer_held(handed_over=True)
-        until = self.clock() + self.timings.afterlife
-        for waiting in self.waiting().values():
-            for _, proposal in waiting:
-                proposal.deadline = min(proposal.deadline, until)
-
-    def transfer_leadership(
-        self, node_id: str | None, timeout: float, done: Callable[[SwarmError | None], None]
-    ) -> None:
-        """Hands leadership to a voter that has caught up; `done` is told once this member leads no more, or why not."""
-        if self.role is not Role.LEADER:
-            done(Unavailable("this manager does not lead"))
-            return
-        if self._transfer is not None:
-            done(FailedPrecondition("leadership is being handed over already"))
-            return
-        candidates = [node for node in self.peers() if node in self.voter_nodes and node in self.connected]
-        if node_id is not None:
-            candidates = [node for node in candidates if node.id == node_id]
-        if not candidates:
-            done(FailedPrecondition("there is no other manager that could lead now"))
-            return
-        able = {voter.node_id for voter in self._voters() if voter.can_write}
-        target = max(
-            candidates,
-            key=lambda node: (node.id in able, self.match_index.get(node, 0), self.last_response.get(node, 0.0)),
-        )
-        self._transfer = _Transfer(target, self.clock() + timeout, done)
-        self._watch_transfer()
-
-    def _watch_transfer(self) -> None:
-        transfer = self._transfer
-        if transfer is None:
-            return
-        if self.clock() > transfer.until:
-            self._transfer = None
-            self._answer_held(handed_over=False)
-            transfer.done(Unavailable(f"manager {transfer.target.id} did not take over leadership in time"))
-        elif not transfer.told and self.match_index.get(transfer.target, 0) == self.last_index:
-            transfer.told = True
-            self.send_message(transfer.target.id, pb.RaftMessage(timeout_now=pb.TimeoutNow(term=self.term)))
-
-    # ---- commands
-
-    def propose(self, proposal: Proposal) -> None:
-        """Queues a proposal. From any thread."""
-        self._applyCommand(bytes([_REGULAR]) + proposal.command, proposal)
-        self.links.post(_nothing)
-
-    def _checkCommandsToApply(self) -> None:
-        """The library's: takes queued commands. It would forward them to the leader and lose track of them (defect M)."""
-        if self._transfer is not None and self.role is Role.LEADER:
-            return  # they wait: whoever leads after this tick answers them
-        commands, taken = self.command_queue(), 0
-        for _ in range(_TAKE_PER_TICK):
-            try:
-                command, proposal = commands.get_nowait()
-            except queue.Empty:
-                return
-            self._take_command(command, proposal)
-            taken += len(command)
-            if taken > _TAKE_BYTES_PER_TICK:
-                break
-        self.links.post(_nothing)  # there may be more
-
-    def _take_command(self, command: bytes, proposal: Proposal) -> None:
-        if self.role is not Role.LEADER:
-            leader = self.leader_node
-            where = f"manager {leader.id} does" if leader is not None else "no leader is known at the moment"
-            proposal.end(NotLeader(f"this manager does not lead, {where}; nothing was written, repeat it"))
-        elif self.obstacle:
-            proposal.end(DiskFull(f"{self.obstacle}; nothing was written"))
-        else:
-            try:
-                self.journal.reserve(len(command))
-            except DiskFull as error:
-                self._no_room(proposal, error)
-            else:
-                self._append(command, proposal)
-
-    def _no_room(self, proposal: Proposal, error: DiskFull) -> None:
-        """Our disk is full: somebody else should lead, where that helps. The caller waits for that."""
-        if self._transfer is None and self.clock() >= self._no_hand_over_before:
-            target = room.successor(self._voters(), self.own_id)
-            if target is not None:
-                log.warning("%s; leadership is handed to manager %s", error, target)
-                self.transfer_leadership(target, self.timings.quorum, lambda _: None)
-        if self._transfer is None:
-            proposal.end(error)
-        else:
-            self._held.append((proposal, error))
-
-    def _answer_held(self, *, handed_over: bool) -> None:
-        held, self._held = self._held, []
-        if held and not handed_over:
-            self._no_hand_over_before = self.clock() + room.RETRY
-        for proposal, error in held:
-            proposal.end(
-                NotLeader("this manager handed leadership over; nothing was written") if handed_over else error
-            )
-
-    def _voters(self) -> list[room.Voter]:
-        """All voters, with what a leader knows of their disks."""
-        answering = self.reachable()
-        return [
-            room.Voter(
-                member.node_id,
-                member.address,
-                answers=member.node_id in answering,
-                full=(progress := self.progress.get(member.node_id)) is not None and progress.disk_full,
-                match_index=self.match_index.get(MemberNode(member.node_id), 0),
-            )
-            for member in self.history.current.members
-            if not member.learner
-        ]
-
-    def _append(self, command: bytes, proposal: Proposal) -> None:
-        if not proposal.begin():
-            return
-        proposal.index = self.last_index + 1
-        self.journal.add(command, proposal.index, self.term)
-        self.waiting()[proposal.index].append((self.term, proposal))
-
-    def _SyncObj__applyLogEntries(self) -> bool:
-        """The library's: applies what is committed. The index moves before anybody is told, so that nothing that a
-        listener does can make an entry apply twice (defect I); and a tick applies a bounded number."""
-        if self.role is not Role.LEADER:
-            # The leader waits for these answers, and for a majority of them its client; nobody waits for what is applied.
-            self._sync()
-            self._release_answers()
-        end = min(self.commit_index, self.applied_index() + _APPLY_PER_TICK)
-        while not self.is_installing() and self.applied_index() < end:
-            index = self.applied_index() + 1
-            entry = self.entry(index)
-            if entry is None:
-                raise InternalError(f"entry {index} is committed but not in the log")
-            outcome = self._apply(entry[0], index)
-            self.set_applied_index(index)
-            for term, proposal in self.waiting().pop(index, ()):
-                proposal.end(outcome if term == entry[2] else overwritten())
-        self._expire_proposals()
-        return False
-
-    def _apply(self, command: bytes, index: int) -> Committed | SwarmError:
-        kind = command[0]
-        if kind == _REGULAR:
-            return self._apply_command(command[1:], index)
-        if kind == _NO_OP or membership.decode(command) is not None:
-            return Committed(index, b"")
-        raise InternalError(
-            f"entry {index} is of kind {kind}, which this version does not know; start this manager with the newer version"
-        )
-
-    def _apply_command(self, command: bytes, index: int) -> Committed | SwarmError:
-        """A state machine that meets what it must not apply raises a SwarmError, and this member stops. Any other
-        exception is a defect in a deterministic function: it happens on every member alike, so that going on keeps them
-        equal, while stopping would stop the whole cluster at this entry for good."""
-        try:
-            return Committed(index, self.machine.apply(index, command))
-        except (SwarmError, MemoryError):
-            raise
-        except Exception as error:
-            log.exception("entry %d could not be applied", index)
-            return InternalError(f"the write at entry {index} was committed but could not be applied: {error}")
-
-    def _expire_proposals(self) -> None:
-        """Whoever waits for an entry of a leadership that is over gets to know that nothing more will be known."""
-        if self.role is Role.LEADER or not self.waiting():
-            return
-        now = self.clock()
-        for index, waiting in list(self.waiting().items()):
-            if all(proposal.deadline <= now for _, proposal in waiting):
-                for _, proposal in self.waiting().pop(index):
-                    proposal.end(leadership_lost())
+        self._handed_over()
+        self._bound_waiting()
 
     def read(self, done: Done) -> None:
         """A linearizable read; see reads.py."""
@@ -495,21 +296,4 @@ class Core(Compaction):
     def stop(self) -> None:
         """Ends what waits; nothing is lost by that."""
         self._reads.fail()
-        self._answer_held(handed_over=False)
-        for waiting in list(self.waiting().values()):
-            for _, proposal in waiting:
-                proposal.end(leadership_lost())
-        self.waiting().clear()
-        self._fail_queued()
-
-    def _fail_queued(self) -> None:
-        while True:
-            try:
-                _, proposal = self.command_queue().get_nowait()
-            except queue.Empty:
-                return
-            proposal.end(Unavailable("this manager stops; nothing was written, repeat it"))
-
-
-def _nothing() -> None:
-    """Wakes the tick thread."""
+        self._end_commands()
