@@ -51,8 +51,9 @@ from orchestrator.raft.presence import Presence
 from orchestrator.raft.proposals import Outcome, Proposal
 from orchestrator.raft.recovery import SnapshotSummary, export
 from orchestrator.raft.sealing import sealer_from
+from orchestrator.raft.service import RaftService
 from orchestrator.raft.snapshots import SnapshotStore
-from orchestrator.raft.transport import GrpcLinks, RaftService
+from orchestrator.raft.transport import GrpcLinks
 
 log = logging.getLogger(__name__)
 

@@ -1,83 +1,46 @@
 """Raft's messages over the project's gRPC (removes defect P: nothing is unpickled, and a peer is who its certificate says).
 
 Who asks, dials: each member keeps one stream to each other member for its requests, and the answers come back on it. The
-dialing side runs on threads of its own, so that a leader's heartbeats go out whatever its event loop is busy with; the
-served side runs on the manager's event loop, and `is_receiving` says when that loop is too busy for silence to mean
-anything. Messages are bundled and cut into frames far below gRPC's limit. Snapshots go over a channel of their own.
+dialing side is here and runs on threads of its own, so that a leader's heartbeats go out whatever its event loop is busy
+with; the served side (`service`) runs on the manager's event loop, and `is_receiving` says when that loop is too busy for
+silence to mean anything. Snapshots go over a channel of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import logging
 import queue
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
-from swarm.cancellation import cancelled
 from swarm.channels import open_blocking_channel
 from swarm.clock import Clock
-from swarm.errors import HistoryCut, InvalidArgument, PermissionDenied, SwarmError, Unavailable, from_rpc
-from swarm.identity import Role, TlsMaterial, peer_from_auth_context
+from swarm.errors import HistoryCut, SwarmError, from_rpc
+from swarm.identity import TlsMaterial
 from swarm.retry import Backoff
 from swarm.v1 import raft_pb2 as pb
 from swarm.v1 import raft_pb2_grpc as rpc
 
 from orchestrator.raft.engine import MemberNode
+from orchestrator.raft.framing import ANSWERS, BUNDLE_MESSAGES, Reassembly, frames
 from orchestrator.raft.links import Links
-from orchestrator.raft.snapshots import Snapshot, SnapshotStore, file_name
+from orchestrator.raft.sessions import Session
+from orchestrator.raft.snapshots import Snapshot, SnapshotStore
 
 log = logging.getLogger(__name__)
 
-FRAME_BYTES = 1 << 20
-MAX_BATCH_BYTES = 64 << 20  # of one message or bundle; a larger one is refused as nonsense
 _BUNDLE_BYTES = 1 << 20
-_BUNDLE_MESSAGES = 64
 _MAX_QUEUED = 4096  # messages to a peer that does not read: the link is given up
 _REDIAL = Backoff(first=0.05, maximum=1.0)
 _SNAPSHOT_TIMEOUT = 600.0
 _STAMP_PERIOD = 0.1  # seconds between proofs that the event loop runs
 _STAMP_LATE = 0.1
 _STAMP_FORGIVEN = 10.0  # an event loop that stands still for longer is no excuse any more
-
-_ANSWERS = ("vote", "append_response")
-
-
-def frames(messages: list[pb.RaftMessage]) -> Iterator[pb.RaftFrame]:
-    """A bundle of messages as frames."""
-    data = pb.RaftBatch(messages=messages).SerializeToString()
-    for start in range(0, len(data), FRAME_BYTES):
-        end = start + FRAME_BYTES
-        yield pb.RaftFrame(fragment=data[start:end], more=end < len(data))
-
-
-class Reassembly:
-    """Frames back into messages."""
-
-    def __init__(self) -> None:
-        self._fragments: list[bytes] = []
-        self._size = 0
-
-    def add(self, frame: pb.RaftFrame) -> list[pb.RaftMessage]:
-        """The messages that this frame completes. Raises InvalidArgument for an endless one, and for one that is none."""
-        self._fragments.append(frame.fragment)
-        self._size += len(frame.fragment)
-        if self._size > MAX_BATCH_BYTES:
-            raise InvalidArgument(f"a Raft message exceeds {MAX_BATCH_BYTES} bytes")
-        if frame.more:
-            return []
-        data = self._fragments[0] if len(self._fragments) == 1 else b"".join(self._fragments)
-        self._fragments, self._size = [], 0
-        try:
-            return list(pb.RaftBatch.FromString(data).messages)
-        except DecodeError as error:
-            raise InvalidArgument(f"what arrived is no Raft message: {error}") from error
 
 
 class _Link:
@@ -172,7 +135,7 @@ class _Link:
         while (message := outgoing.get()) is not None:
             bundle, size, last = [message], message.ByteSize(), False
             with contextlib.suppress(queue.Empty):
-                while len(bundle) < _BUNDLE_MESSAGES and size < _BUNDLE_BYTES and not last:
+                while len(bundle) < BUNDLE_MESSAGES and size < _BUNDLE_BYTES and not last:
                     following = outgoing.get_nowait()
                     last = following is None
                     if following is not None:
@@ -184,37 +147,6 @@ class _Link:
                     self._transport.post_reading(self.node.id)
             if last:
                 return
-
-
-class _Session:
-    """The answers to one member, on the stream that it opened."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._outgoing: collections.deque[pb.RaftMessage] = collections.deque()
-        self._scheduled = False
-        self.news = asyncio.Event()
-        self.replaced = False
-
-    def send(self, message: pb.RaftMessage) -> bool:
-        """From the tick thread."""
-        self._outgoing.append(message)
-        if not self._scheduled:
-            self._scheduled = True
-            with contextlib.suppress(RuntimeError):  # the event loop is closed: so is the stream
-                self._loop.call_soon_threadsafe(self.news.set)
-        return True
-
-    def take(self) -> list[pb.RaftMessage]:
-        """On the event loop."""
-        self.news.clear()
-        self._scheduled = False
-        taken: list[pb.RaftMessage] = []
-        while self._outgoing and len(taken) < _BUNDLE_MESSAGES:
-            taken.append(self._outgoing.popleft())
-        if self._outgoing:
-            self.news.set()
-        return taken
 
 
 class GrpcLinks(Links):
@@ -229,7 +161,7 @@ class GrpcLinks(Links):
         self.removed: frozenset[str] = frozenset()  # former members
         self._clock = clock
         self._links: dict[str, _Link] = {}
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._last_stamp = clock.monotonic()
         self._late_until = 0.0
         self._stamping: asyncio.TimerHandle | None = None
@@ -274,7 +206,7 @@ class GrpcLinks(Links):
             link.stop()
 
     def transmit(self, node_id: str, message: pb.RaftMessage) -> bool:
-        if message.WhichOneof("kind") in _ANSWERS:
+        if message.WhichOneof("kind") in ANSWERS:
             session = self._sessions.get(node_id)
             return session is not None and session.send(message)
         link = self._links.get(node_id)
@@ -356,7 +288,7 @@ class GrpcLinks(Links):
         if self.receiver is not None:
             self.receiver.snapshot_received(node_id, offer, name)
 
-    def open_session(self, node_id: str, session: _Session) -> None:
+    def open_session(self, node_id: str, session: Session) -> None:
         """The newest stream of a member counts."""
         before = self._sessions.get(node_id)
         self._sessions[node_id] = session
@@ -364,7 +296,7 @@ class GrpcLinks(Links):
             before.replaced = True
             before.news.set()
 
-    def close_session(self, node_id: str, session: _Session) -> None:
+    def close_session(self, node_id: str, session: Session) -> None:
         if self._sessions.get(node_id) is session:
             del self._sessions[node_id]
             self.post(self._gone, node_id)
@@ -372,83 +304,6 @@ class GrpcLinks(Links):
     def _gone(self, node_id: str) -> None:
         if self.receiver is not None:
             self.receiver.peer_gone(node_id)
-
-
-class RaftService(rpc.RaftServicer):
-    """What other members call, on the manager's server."""
-
-    def __init__(self, links: GrpcLinks) -> None:
-        self._links = links
-
-    async def Exchange(
-        self, request_iterator: AsyncIterator[pb.RaftFrame], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.RaftFrame]:
-        """The requests of one member, and our answers."""
-        node_id = self._caller(context)
-        session = _Session(asyncio.get_running_loop())
-        self._links.open_session(node_id, session)
-        reading = asyncio.create_task(self._read(node_id, request_iterator, session))
-        try:
-            yield pb.RaftFrame()
-            while not session.replaced and not reading.done():
-                await session.news.wait()
-                for frame in frames(taken) if (taken := session.take()) else ():
-                    # Not by `yield`: what the server has around its streams takes as long as the answer itself.
-                    await context.write(frame)
-            if reading.done():
-                reading.result()
-        finally:
-            await cancelled(reading)
-            self._links.close_session(node_id, session)
-
-    async def _read(self, node_id: str, requests: AsyncIterator[pb.RaftFrame], session: _Session) -> None:
-        reassembly = Reassembly()
-        try:
-            async for frame in requests:
-                if frame.more:
-                    self._links.post_alive(node_id)
-                for message in reassembly.add(frame):
-                    if message.WhichOneof("kind") in _ANSWERS:
-                        raise InvalidArgument("an answer came as a request")
-                    self._links.post_message(node_id, message)
-        finally:
-            session.news.set()
-
-    async def InstallSnapshot(
-        self, request_iterator: AsyncIterator[pb.RaftSnapshotPart], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.RaftSnapshotReceipt:
-        """A snapshot from the leader; gRPC's flow control paces it by how fast our disk writes."""
-        node_id = self._caller(context)
-        store = self._links.snapshots
-        assert store is not None
-        offer, received = pb.RaftSnapshotOffer(), 0
-        with contextlib.ExitStack() as stack:
-            incoming = None
-            async for part in request_iterator:
-                if incoming is None:
-                    offer.CopyFrom(part.offer)
-                    name = file_name(offer.index, offer.index_term)
-                    incoming = stack.enter_context(await asyncio.to_thread(store.receive, name))
-                received += len(part.data)
-                if received > offer.size:
-                    raise InvalidArgument("the snapshot is longer than it was announced")
-                await asyncio.to_thread(incoming.add, part.data)
-            if incoming is None or received != offer.size:
-                raise InvalidArgument("the snapshot is shorter than it was announced")
-            await asyncio.to_thread(incoming.finish)
-        self._links.post_snapshot(node_id, offer, file_name(offer.index, offer.index_term))
-        return pb.RaftSnapshotReceipt()
-
-    def _caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
-        """The member that calls: by the certificate of this very connection, never by what a message says."""
-        peer = peer_from_auth_context(context.auth_context())
-        if peer.role is not Role.MANAGER:
-            raise PermissionDenied(f"{peer.name!r} is not a manager")
-        if peer.name in self._links.removed:
-            raise PermissionDenied(f"manager {peer.name} was removed from the swarm")
-        if self._links.receiver is None:
-            raise Unavailable("this manager is starting or stopping; repeat later")
-        return peer.name
 
 
 def _snapshot_parts(offer: pb.RaftSnapshotOffer, parts: Iterator[bytes]) -> Iterator[pb.RaftSnapshotPart]:

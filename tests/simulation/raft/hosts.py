@@ -17,7 +17,7 @@ from swarm.errors import InvalidArgument
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.consensus import Leadership, Member
-from orchestrator.raft import membership, transport
+from orchestrator.raft import framing, membership
 from orchestrator.raft.config import CompactionPolicy, Timings
 from orchestrator.raft.core import Core
 from orchestrator.raft.disk import DiskFull
@@ -235,10 +235,10 @@ class Host:
 
     @staticmethod
     def encode(message: pb.RaftMessage) -> Bytes:
-        return [frame.SerializeToString() for frame in transport.frames([message])]
+        return [frame.SerializeToString() for frame in framing.frames([message])]
 
     def deliver(self, source: str, data: Bytes) -> None:
-        reassembly = transport.Reassembly()
+        reassembly = framing.Reassembly()
         messages = [message for piece in data for message in reassembly.add(pb.RaftFrame.FromString(piece))]
         for message in messages:
             self.links.post(self.core.message_received, source, message)

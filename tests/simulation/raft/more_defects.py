@@ -12,7 +12,7 @@ from pysyncobj import serializer
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.consensus import Committed, Member
-from orchestrator.raft import membership, transport
+from orchestrator.raft import framing, membership
 from orchestrator.raft.core import Core
 from orchestrator.raft.elections import Elections
 from orchestrator.raft.engine import MemberNode
@@ -139,11 +139,11 @@ def last_piece_by_another_length() -> Iterator[None]:
     def frames(messages: list[pb.RaftMessage]) -> Iterator[pb.RaftFrame]:
         data = pb.RaftBatch(messages=messages).SerializeToString()
         length = sum(len(command) for message in messages for command in message.append_entries.commands) or len(data)
-        for start in range(0, len(data), transport.FRAME_BYTES):
-            end = start + transport.FRAME_BYTES
+        for start in range(0, len(data), framing.FRAME_BYTES):
+            end = start + framing.FRAME_BYTES
             yield pb.RaftFrame(fragment=data[start:end], more=end < length)
 
-    with mock.patch.object(transport, "frames", frames):
+    with mock.patch.object(framing, "frames", frames):
         yield
 
 
@@ -206,10 +206,10 @@ def pickle_on_the_wire() -> Iterator[None]:
     def frames(messages: list[pb.RaftMessage]) -> Iterator[pb.RaftFrame]:
         yield pb.RaftFrame(fragment=pickle.dumps([message.SerializeToString() for message in messages]))
 
-    def add(self: transport.Reassembly, frame: pb.RaftFrame) -> list[pb.RaftMessage]:
+    def add(self: framing.Reassembly, frame: pb.RaftFrame) -> list[pb.RaftMessage]:
         return [pb.RaftMessage.FromString(data) for data in pickle.loads(frame.fragment)]
 
-    with mock.patch.object(transport, "frames", frames), mock.patch.object(transport.Reassembly, "add", add):
+    with mock.patch.object(framing, "frames", frames), mock.patch.object(framing.Reassembly, "add", add):
         yield
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from orchestrator.raft import journal, membership, transport
+from orchestrator.raft import framing, journal, membership
 from orchestrator.raft.engine import Role
 from tests.simulation.raft.clients import Clients
 from tests.simulation.raft.faults import Faults
@@ -253,7 +253,7 @@ def small_scale() -> Iterator[None]:
     with (
         _silence(),
         mock.patch.multiple(journal, SEGMENT_BYTES=8192, ALLOCATION_STEP=4096, _SMALL_SEGMENT=1024),
-        mock.patch.object(transport, "FRAME_BYTES", 256),
+        mock.patch.object(framing, "FRAME_BYTES", 256),
         mock.patch.object(os, "fork", _no_fork),
     ):
         yield
