@@ -113,6 +113,8 @@ class Lab:
             else:
                 await manager.join(*self.managers)
             self.managers.append(manager)
+        core = self.managers[0].node._running()
+        await until(lambda: core.history.current_index <= core.commit_index)  # the last change is not under way any more
         return list(self.managers)
 
     async def restarted(self, manager: Manager) -> Manager:
