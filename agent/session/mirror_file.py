@@ -4,12 +4,14 @@ Written before a change takes effect (where the disk allows), so that a restarte
 it would have refused before. The file is rewritten as one complete set when the changes have outgrown it. A torn last entry
 (the host lost power while it was written) is cut off; a manager sends its content again. Where the disk is full the agent goes
 on with what it has in memory: tasks that need the disk fail with that reason and run elsewhere, where without assignments they
-would wait here.
+would wait here. The file is removed then: after a restart, tasks that are missing from it would count as taken away, where
+without a file nothing is judged before a manager spoke.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import struct
@@ -66,8 +68,8 @@ class MirrorFile:
         return mirror
 
     def append(self, parts: Iterable[dispatcher.Assignments], mirror: Mirror) -> None:
-        """Writes a set that `mirror` already contains. Raises ResourceExhausted where the disk refuses; the file then stays
-        behind until one of the next calls succeeds."""
+        """Writes a set that `mirror` already contains. Raises ResourceExhausted where the disk refuses; there is no file then
+        until one of the next calls succeeds."""
         messages = list(parts)
         data = b"".join(_entry(message) for message in messages)
         limit = max(COMPACT_ABOVE, 2 * self._complete_bytes)
@@ -84,12 +86,15 @@ class MirrorFile:
                 return
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
             try:
-                os.write(descriptor, data)
+                if os.write(descriptor, data) < len(data):  # the disk's last block took a part
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fdatasync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
             self.behind = True
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
             raise ResourceExhausted(f"the assignments cannot be written to {self._path}: {error}") from error
         self._changed_bytes += len(data)
 
