@@ -99,13 +99,15 @@ class Mirror:
         by_kind = {_KINDS[name]: (name, table) for name, table in tables.items()}
         for part in parts:
             for removal in part.removals:
+                if removal.kind not in by_kind:
+                    continue  # a kind of object that a newer manager knows and we do not
                 name, table = by_kind[removal.kind]
                 gone = table.pop(removal.key, None)
                 programmed |= gone is not None and (name in _PROGRAMMED or _has_host_ports(gone))
             for change in part.changes:
                 kind = change.WhichOneof("object")
                 if kind is None:
-                    continue  # a kind of object that a newer manager knows and we do not
+                    continue  # likewise
                 message = getattr(change, kind)
                 key = key_of(kind, message)
                 before = tables[kind].get(key)
