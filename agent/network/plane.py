@@ -90,7 +90,8 @@ class LinuxDataPlane:
             await self._threads.run(host_kernel.prepare)
             self._attached = await self._threads.run(self._take_up)
         await self._resolver.start(self._resolver_containers())
-        self._watch = asyncio.create_task(self._watch_resolver())
+        if self._watch is None:  # else what came after this failed, and all is begun again
+            self._watch = asyncio.create_task(self._watch_resolver())
 
     def _take_up(self) -> dict[str, Attached]:
         """On a thread: the containers that have both a record and a namespace; everything else of ours is removed."""
@@ -152,8 +153,9 @@ class LinuxDataPlane:
         """Starts the resolver again where it died."""
         while True:
             try:
-                await self._resolver.ended()
-                await self._resolver.refresh()
+                with _as_swarm_error("the resolver cannot be kept running"):
+                    await self._resolver.ended()
+                    await self._resolver.refresh()
             except SwarmError as error:
                 log.warning("%s", error)
                 await asyncio.sleep(RESOLVER_PAUSE_SECONDS)

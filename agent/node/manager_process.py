@@ -148,7 +148,7 @@ class ManagerProcess:
                 self.ready.set()
                 how = await self._process.ended()
                 self.problem = f"{how}, its last words: {self._last_words()}" if how else self._last_words()
-            except SwarmError as error:
+            except (SwarmError, OSError) as error:  # the host may be short of memory for a moment
                 self.problem = str(error)
             self._process = None
             self.ready.clear()

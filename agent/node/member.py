@@ -182,14 +182,14 @@ class Member:
             try:
                 await self.data_plane.start()
                 await self.tasks.prepare_recovery()
+                loaded = await asyncio.to_thread(self._mirror_file.load)
                 break
-            except SwarmError as error:
+            except (SwarmError, OSError) as error:
                 raise_if_cancelled()
                 self.problem = str(error)
                 log.error("this node cannot run tasks yet: %s", error)
                 await asyncio.sleep(wait)
         self.problem = ""
-        loaded = await asyncio.to_thread(self._mirror_file.load)
         if loaded is not None:
             self.mirror = loaded
             self._spread()
