@@ -143,6 +143,8 @@ class ManagerProcess:
             began = time.monotonic()
             try:
                 async with self._files:
+                    if self._stopping:
+                        return
                     self._process = await self._adopt_fitting() or await self._start()
                 self.problem = ""
                 self.ready.set()
@@ -164,8 +166,11 @@ class ManagerProcess:
             await asyncio.sleep(wait)
 
     async def stop(self) -> None:
-        """Ends the process and `run`."""
+        """Ends the process and `run`. One that just starts is waited for: before it holds its lock nobody finds it."""
         self._stopping = True
+        with contextlib.suppress(TimeoutError):  # its files are being worked on, and `run` starts nothing after that
+            async with asyncio.timeout(READY_TIMEOUT), self._files:
+                pass
         await self._terminate()
 
     @contextlib.asynccontextmanager
