@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 from swarm.clock import Clock
-from swarm.errors import InvalidArgument, Unavailable
+from swarm.errors import Conflict, InvalidArgument, Unavailable
 from swarm.identity import Role
 from swarm.ids import IdSource
 from swarm.names import ENROLMENT_PORT
+from swarm.retry import Backoff, retry
 from swarm.servers import RpcServer
 from swarm.tokens import new_secret
 from swarm.v1 import control_pb2, types_pb2
@@ -40,6 +41,7 @@ from orchestrator.store import Change, Snapshot, Store, StoreObject, Transaction
 READ_TIMEOUT = 5.0  # seconds to confirm leadership with a majority
 WRITE_TIMEOUT = 10.0  # seconds to commit
 MAX_REQUEST_ID = 128
+_CONFLICTS = Backoff(first=0.005, attempts=5)
 
 _PLACES = {
     "GetInfo": Place.ANYWHERE,
@@ -125,18 +127,23 @@ class ControlService(ControlServicer):
 
     async def _write(self, kind: type[ObjectT], request_id: str, decide: Decide) -> ObjectT | None:
         """Commits what `decide` returns; returns the object of `kind` that was written, now or by the same request before.
-        None where none was (a removal)."""
+        None where none was (a removal). What the control loop wrote in between is looked at and decided upon anew: it is up to
+        `decide` to refuse where the caller named a version."""
         if len(request_id) > MAX_REQUEST_ID:
             raise InvalidArgument(f"request_id: at most {MAX_REQUEST_ID} characters are allowed")
+
+        async def attempt() -> Sequence[StoreObject]:
+            changes = decide(self._store.snapshot())
+            if not changes:
+                return ()
+            return (await self._transactions.commit(changes, request_id=request_id, timeout=WRITE_TIMEOUT)).objects
+
         async with self._writing:
             known = self._replayed(kind, request_id)
             if known is not None:
                 return known[0]
-            changes = decide(self._store.snapshot())
-            if not changes:
-                return None
-            result = await self._transactions.commit(changes, request_id=request_id, timeout=WRITE_TIMEOUT)
-        return next((obj for obj in result.objects if isinstance(obj, kind)), None)
+            objects = await retry(attempt, backoff=_CONFLICTS, rng=self._rng, on=(Conflict,))
+        return next((obj for obj in objects if isinstance(obj, kind)), None)
 
     def _replayed(self, kind: type[ObjectT], request_id: str) -> tuple[ObjectT | None] | None:
         """What the request wrote when it was made before: None where it was not."""

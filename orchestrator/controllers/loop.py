@@ -1,9 +1,9 @@
 """The leader's loop: events in, rounds of the functional core, transactions out.
 
 It waits for the watch or for the core's next wake-up, whichever comes first; it never polls. A transaction that conflicts
-(somebody else wrote a service in between) is decided anew from the newest snapshot. It ends when this manager no longer
-leads; whoever runs it cancels it at once when leadership is lost, and starts a new one when it is gained: nothing of what
-it remembers is needed by its successor.
+(somebody else wrote a service, or took a port, in between) is decided anew from the newest snapshot. It ends when this
+manager no longer leads; whoever runs it cancels it at once when leadership is lost, and starts a new one when it is gained:
+nothing of what it remembers is needed by its successor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ import logging
 from collections.abc import Callable, Sequence
 
 from swarm.clock import Clock
-from swarm.errors import Conflict, InternalError, OutcomeUnknown, ResourceExhausted, SwarmError, Unavailable
+from swarm.errors import (
+    AlreadyExists,
+    Conflict,
+    InternalError,
+    OutcomeUnknown,
+    ResourceExhausted,
+    SwarmError,
+    Unavailable,
+)
 from swarm.ids import IdSource
 
 from orchestrator.controllers.core import ControlCore
@@ -68,7 +76,10 @@ class ControlLoop:
                 return True
             try:
                 await self._commit(decision.changes)
-            except Conflict as error:
+            except (
+                Conflict,
+                AlreadyExists,
+            ) as error:  # the port that was chosen, by a service that asks for it by number
                 core.again()
                 conflicts += 1
                 log.debug("decided anew: %s", error)

@@ -1,13 +1,14 @@
 """What must hold in every state, checked where entries are applied: the same on every member, whoever proposed.
 
 The API checks the same and more, with better sentences, before it proposes. These are the rules that two proposals, each
-valid alone, could break together: names, numbers, ports, VNIs and addresses are unique, and a task's states only move
+valid alone, could break together: names, numbers, ports, VNIs, subnets and addresses are unique, and a task's states only move
 forward. A service that is being removed has given up its name and its ports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from typing import Any, cast
 
 from swarm.errors import AlreadyExists, Conflict
@@ -30,7 +31,7 @@ def check(editor_of: EditorOf, old: StoreObject | None, new: StoreObject) -> Non
         case Node():
             _check_node(editor_of(Kind.NODE), new)
         case Network():
-            _check_network(editor_of(Kind.NETWORK), new)
+            _check_network(editor_of(Kind.NETWORK), old if isinstance(old, Network) else None, new)
 
 
 def _others(ids: tuple[str, ...], id_: str) -> str:
@@ -63,13 +64,29 @@ def _check_node(nodes: Editor[Node], new: Node) -> None:
         raise Conflict(f"node number {new.number} was given to another node in the meantime; repeat")
 
 
-def _check_network(networks: Editor[Network], new: Network) -> None:
+def _check_network(networks: Editor[Network], old: Network | None, new: Network) -> None:
     if _others(networks.find("name", new.spec.name), new.id):
         raise AlreadyExists(f'network "{new.spec.name}" exists already; choose another name')
     if new.vni and _others(networks.find("vni", new.vni), new.id):
         raise Conflict(f"VNI {new.vni} was given to another network in the meantime; repeat")
     if new.spec.ingress and _others(networks.find("ingress", True), new.id):
         raise AlreadyExists("there is an ingress network already; remove it first")
+    subnet = _subnet(new)
+    if subnet is None or (old is not None and _subnet(old) == subnet):
+        return
+    for id_ in networks.find("subnet", True):
+        other = networks.get(id_)
+        taken = _subnet(other) if other is not None and id_ != new.id else None
+        if other is not None and taken is not None and taken.overlaps(subnet):
+            raise Conflict(
+                f'subnet {subnet} overlaps with {taken} of network "{other.spec.name}", made meanwhile; repeat'
+            )
+
+
+def _subnet(network: Network) -> IPv4Network | None:
+    """What it has, or was asked for; None where one is to be chosen."""
+    text = network.subnet or network.spec.subnet
+    return IPv4Network(text) if text else None
 
 
 def _check_task(tasks: TaskEditor, old: Task | None, new: Task) -> None:

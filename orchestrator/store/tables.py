@@ -224,6 +224,8 @@ class NetworkTable(Table[Network]):
             keys.append(("vni", obj.vni))
         if obj.spec.ingress:
             keys.append(("ingress", True))
+        if obj.subnet or obj.spec.subnet:
+            keys.append(("subnet", True))
         return keys
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import pytest_asyncio
 from swarm.errors import (
@@ -20,7 +23,7 @@ from swarm.v1 import control_pb2, types_pb2
 
 from orchestrator.api.progress import STABLE_SECONDS
 from orchestrator.consensus import Member, MemberStatus
-from orchestrator.store import Create, Update, copy_of
+from orchestrator.store import Change, Create, Result, Update, copy_of
 from tests.unit.api.support import CONTEXT, DIGEST, Api, first, web
 
 
@@ -80,6 +83,27 @@ async def test_the_same_request_id_is_the_same_service(api: Api) -> None:
     again = (await create(api, web(), "r1")).service
     assert again.id == once.id
     assert len(api.snapshot.services) == 1
+
+
+async def test_who_names_no_version_does_not_hear_of_others_writing_meanwhile(api: Api) -> None:
+    """`service rm` beside the control loop, which writes the service's endpoint, said "read it again and repeat"."""
+    service = (await create(api, web())).service
+    commit = api.transactions.commit
+
+    async def interrupted(changes: Sequence[Change], **options: Any) -> Result:
+        api.transactions.commit = commit  # type: ignore[method-assign]
+        await commit([Update(copy_of(api.snapshot.services[service.id]))])
+        return await commit(changes, **options)
+
+    api.transactions.commit = interrupted  # type: ignore[method-assign]
+    assert (await scale(api, "web", 7)).spec.mode.replicated.replicas == 7
+    api.transactions.commit = interrupted  # type: ignore[method-assign]
+    with pytest.raises(Conflict, match="changed since it was read"):
+        await update(api, api.snapshot.services[service.id], web(replicas=9))
+    assert api.snapshot.services[service.id].spec.mode.replicated.replicas == 7
+    api.transactions.commit = interrupted  # type: ignore[method-assign]
+    await api.service.RemoveService(control_pb2.RemoveRequest(reference="web"), CONTEXT)
+    assert api.snapshot.services[service.id].removing
 
 
 async def test_a_taken_name_is_refused_before_the_registry_is_asked(api: Api) -> None:

@@ -118,6 +118,36 @@ async def test_a_conflict_is_decided_anew() -> None:
         assert len(snapshot.tasks) == 5 and met
 
 
+async def test_a_chosen_port_that_somebody_asked_for_by_number_is_chosen_anew() -> None:
+    """The leader's whole work began anew, with a traceback in its log."""
+    bench = Bench()
+    propose = bench.log.propose
+    taken: list[int] = []
+
+    def with_port(name: str, published: int = 0) -> Service:
+        service = Service(id=name, revision_id=f"{name}-1", spec=ServiceSpec(name=name))
+        service.spec.mode.replicated.replicas = 1
+        service.spec.ports.add(target_port=80, published_port=published)
+        return service
+
+    async def meddle(command: bytes, *, timeout: float) -> Committed:
+        """Another service takes the port between the loop's decision and its entry."""
+        for action in Command.FromString(command).actions:
+            for port in action.update.service.published_ports:
+                if not taken:
+                    taken.append(port.published_port)
+                    await bench.transactions.commit([Create(with_port("quick", port.published_port))])
+        return await propose(command, timeout=timeout)
+
+    bench.log.propose = meddle  # type: ignore[method-assign]
+    async with bench.running():
+        service = with_port("web")
+        revision = ServiceRevision(id="web-1", service_id="web", number=1, spec=service.spec)
+        await bench.transactions.commit([Create(revision), Create(service)])
+        snapshot = await bench.until(lambda snapshot: bool(snapshot.services["web"].published_ports))
+        assert taken and snapshot.services["web"].published_ports[0].published_port not in (0, taken[0])
+
+
 @pytest.mark.parametrize("applied", [True, False])
 async def test_an_entry_of_unknown_outcome_is_neither_lost_nor_doubled(applied: bool) -> None:
     bench = Bench()

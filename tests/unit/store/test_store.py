@@ -155,6 +155,21 @@ async def test_numbers_vnis_and_addresses_are_unique(bench: Bench) -> None:
             await bench.commit([Create(clash)])
 
 
+async def test_subnets_do_not_overlap(bench: Bench) -> None:
+    """One was chosen for a network while another one was made with it: both had it for good."""
+    chosen, asked_for = network("a"), network("b")
+    chosen.subnet, asked_for.spec.subnet = "10.0.32.0/20", "10.0.40.0/24"
+    await bench.commit([Create(chosen), Create(network("c"))])
+    with pytest.raises(Conflict, match=r'10.0.40.0/24 overlaps with 10.0.32.0/20 of network "a"'):
+        await bench.commit([Create(asked_for)])
+    late = copy_of(bench.store.snapshot().networks["c"])
+    late.subnet = "10.0.32.0/20"
+    with pytest.raises(Conflict, match="overlaps"):
+        await bench.commit([Update(late)])
+    late.subnet = "10.0.48.0/20"
+    await bench.commit([Update(late)])
+
+
 async def test_hosts_may_share_a_host_name(bench: Bench) -> None:
     twins = [node("a"), node("b")]
     for twin in twins:
