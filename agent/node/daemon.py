@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from swarm import footprint
 from swarm.clock import Clock
 from swarm.servers import RpcServer
 from swarm.v1 import node_pb2_grpc
 
+from agent.images import mounting
 from agent.images.interface import ImageStore
 from agent.metrics import AgentMetrics
 from agent.network.interface import DataPlane
@@ -35,6 +38,7 @@ from agent.tasks.worker import TaskWorker
 log = logging.getLogger(__name__)
 
 SWEEP_PERIOD = 5.0  # seconds between looks for orphans to reap
+_UNDER_WAY = ("uploads", "images-temporary")  # below the state directory: what goes with the process that works on it
 
 
 class Daemon:
@@ -76,6 +80,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Raises SwarmError where the local socket cannot be opened or the node's own record cannot be read."""
+        abandoned = [path for name in _UNDER_WAY for path in (self._options.state / name).glob("*")]
         server = RpcServer()
         self._add_services(server)
         node_pb2_grpc.add_LocalNodeServicer_to_server(self._local, server.server)
@@ -86,7 +91,7 @@ class Daemon:
         self.membership.resume()
         await server.start()
         endpoint = await self._metrics.serve(self._options.metrics, self.membership)
-        reaping = asyncio.create_task(self._reap())
+        reaping = asyncio.create_task(self._reap(abandoned))
         log.info("swarmd answers on %s; state in %s", self._options.node_socket, self._options.state)
         try:
             await self._stopped.wait()
@@ -111,10 +116,26 @@ class Daemon:
         member = self.membership.member
         return member.tasks.worker(task_id) if member is not None else None
 
-    async def _reap(self) -> None:
-        """What is done now and then, for as long as the daemon runs."""
+    async def _reap(self, abandoned: Iterable[Path]) -> None:
+        """What is done beside, at first and then now and then, for as long as the daemon runs."""
+        try:
+            await asyncio.to_thread(_remove, abandoned)
+        except OSError as error:
+            log.warning("what an earlier process had under way stays: %s", error)
         reaper = children.OrphanReaper()
         while True:
             await asyncio.sleep(SWEEP_PERIOD)
             reaper.sweep(time.monotonic())
             footprint.give_back()
+
+
+def _remove(abandoned: Iterable[Path]) -> None:
+    """What an earlier process was killed over; it may be as large as an image, or a build's hundred thousands of files."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    for path in abandoned:
+        if mounting.mount_points(mounts, path):
+            log.warning("%s stays: a build that was killed left mounts below", path)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
