@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from swarm.clock import Clock
 from swarm.v1 import types_pb2 as types
@@ -70,3 +71,5 @@ class TaskHost:
     last_line: Callable[[Path], Awaitable[str]]  # the last line of a container's log
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     on_started: Callable[[float], None] = field(default=lambda _: None)  # seconds from assignment to running
+    # One for each volume, as long as somebody holds it or waits for it: held while the volume is looked for and filled.
+    volume_locks: WeakValueDictionary[Path, asyncio.Lock] = field(default_factory=WeakValueDictionary)

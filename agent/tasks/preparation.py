@@ -7,7 +7,6 @@ removes them, as it does after a crash, so there is one way of cleaning and not 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ async def _create(
     wanted = settings.container_settings(task, spec, image.config, places)
     async with host.starts:
         await asyncio.to_thread(_reserve_etc, places.etc)
-        await _provide_mounts(task, container, image, places)
+        await _provide_mounts(task, container, image, places, host)
         await host.runtime.create(wanted)
     return prepared
 
@@ -149,7 +148,7 @@ def _write_etc(directory: Path, hostname: str, network: ContainerNetwork) -> Non
 
 
 async def _provide_mounts(
-    task: types.Task, container: types.ContainerSpec, image: Image, places: settings.Places
+    task: types.Task, container: types.ContainerSpec, image: Image, places: settings.Places, host: TaskHost
 ) -> None:
     """Makes named volumes and refuses bind mounts of what does not exist."""
     for mount in container.mounts:
@@ -158,11 +157,15 @@ async def _provide_mounts(
                 f"the bind mount {mount.source} does not exist on this node; create it there or constrain the placement"
             )
     for name, target, _ in settings.volume_names(task.id, container, image.config):
-        await _provide_volume(places.volumes / name, places.rootfs, target)
+        volume = places.volumes / name
+        lock = host.volume_locks.setdefault(volume, asyncio.Lock())
+        async with lock:  # replicas may share it: one fills it, the others find it
+            await _provide_volume(volume, places.rootfs, target)
 
 
 async def _provide_volume(volume: Path, rootfs: Path, target: str) -> None:
-    """A new volume starts with what the image holds at its place, with that directory's owner and mode."""
+    """A new volume starts with what the image holds at its place, with that directory's owner and mode. The caller holds
+    the volume's lock: a tree that two write to would be no copy of either image."""
     if volume.exists():
         return
     filling = volume.with_name(f".{volume.name}.new")
@@ -173,11 +176,8 @@ async def _provide_volume(volume: Path, rootfs: Path, target: str) -> None:
         if source is not None:
             await run(["cp", "-a", f"{source}/.", filling], timeout=COPY_TIMEOUT)
             shutil.copystat(source, filling)
-        with contextlib.suppress(FileExistsError):  # another task was quicker
-            filling.rename(volume)
+        filling.rename(volume)
     except OSError as error:
-        if volume.exists():
-            return
         raise ResourceExhausted(f"the volume {volume.name} cannot be made: {error}") from error
 
 

@@ -311,6 +311,7 @@ class FakeHost:
         self.sink = Sink()
         self.watermark = Gate()
         self.slept: list[float] = []
+        self.starts = 4  # at once
 
     async def sleep(self, seconds: float) -> None:
         """Time passes at once."""
@@ -335,7 +336,7 @@ class FakeHost:
                 clock=self.clock,
                 directories=Directories(self.state, self.state / "run"),
                 watermark=self.watermark,
-                starts=asyncio.Semaphore(4),
+                starts=asyncio.Semaphore(self.starts),
                 node=lambda: types.NodeDescription(hostname="host", os="linux", architecture="amd64"),
                 last_line=last_line,
                 sleep=self.sleep,

@@ -1,0 +1,82 @@
+"""New volumes are filled from the image: completely, once, and without others waiting for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from swarm.process import Completed, run
+from swarm.v1 import types_pb2 as types
+
+from agent.images.interface import Image
+from agent.tasks import preparation
+from agent.tasks.supervisor import TaskSupervisor
+from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
+
+RUNNING = types.TASK_STATE_RUNNING
+FILES = {f"{number}": f"content {number}" for number in range(20)}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    """Its images hold FILES in /data."""
+    host = FakeHost(tmp_path)
+    root = tmp_path / "image"
+    (root / "data").mkdir(parents=True)
+    for name, content in FILES.items():
+        (root / "data" / name).write_text(content)
+
+    async def mount(container_id: str, image: Image) -> Path:
+        return root
+
+    host.images.mount = mount  # type: ignore[method-assign]
+    return host
+
+
+@pytest.fixture
+async def tasks(host: FakeHost) -> AsyncIterator[TaskSupervisor]:
+    tasks = host.supervisor()
+    await tasks.prepare_recovery()
+    yield tasks
+    await tasks.close()
+
+
+def with_volume() -> types.ServiceRevision:
+    mount = types.Mount(type=types.MOUNT_TYPE_VOLUME, source="data", target="/data")
+    return make_revision(types.ContainerSpec(image="web", mounts=[mount]))
+
+
+def files_of(volume: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in volume.iterdir()}
+
+
+async def test_replicas_that_share_a_new_volume_both_find_it_complete(
+    host: FakeHost, tasks: TaskSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second replica removed what was being copied for the first; the first then ran, and so did all after it, with a
+    volume in which files of the image were missing, and nobody was told."""
+    copies: list[object] = []
+    copied, go_on, never = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def copy(words: list[str | Path], *, timeout: float) -> Completed:
+        copies.append(words)
+        if len(copies) > 1:
+            await never.wait()
+        done = await run(words, timeout=timeout)
+        copied.set()
+        await go_on.wait()
+        return done
+
+    monkeypatch.setattr(preparation, "run", copy)
+    tasks.apply(mirror_of(with_volume(), make_task("t1")))
+    await copied.wait()
+    tasks.apply(mirror_of(with_volume(), make_task("t1"), make_task("t2"), index=2))
+    await asyncio.sleep(0.1)  # t2 comes as far as it can
+    go_on.set()
+    await host.sink.until("t1", RUNNING)
+    assert files_of(host.state / "volumes" / "data") == FILES
+    await host.sink.until("t2", RUNNING)
+    assert len(copies) == 1
+    assert [path.name for path in (host.state / "volumes").iterdir()] == ["data"]
