@@ -83,7 +83,7 @@ def _go_on(view: ServiceView, service: Service, slots: Sequence[Slot], changes: 
     config = service.spec.rollback if rolling_back else service.spec.update
     progress = _measure(view, service, config, slots)
     if _too_many_failed(progress, config, len(slots)):
-        acted = _act_on_failure(view, service, config, progress, rolling_back)
+        acted = _act_on_failure(view, service, config, progress, slots)
         if acted is not None:
             return UpdateDecision((Update(acted),))
     if progress.dirty:
@@ -171,7 +171,7 @@ def _too_many_failed(progress: _Progress, config: UpdateConfig, slots: int) -> b
 
 
 def _act_on_failure(
-    view: ServiceView, service: Service, config: UpdateConfig, progress: _Progress, rolling_back: bool
+    view: ServiceView, service: Service, config: UpdateConfig, progress: _Progress, slots: Sequence[Slot]
 ) -> Service | None:
     """The service as it is after too many failures; None where the update goes on."""
     if config.failure_action == FAILURE_ACTION_CONTINUE:
@@ -180,16 +180,32 @@ def _act_on_failure(
     name = task_name(task.service_name, task.slot, task.node_id)
     why = task.status.error or f"it ended with exit code {task.status.container.exit_code}"
     what = f"{len(progress.failed)} failed, first {name}: {why}"
-    previous = view.snapshot.revisions.get(service.previous_revision_id)
-    if rolling_back:
+    if service.update_status.state == UPDATE_STATE_ROLLBACK_STARTED:
         return _with_status(view, service, UPDATE_STATE_ROLLBACK_PAUSED, f"rollback paused: {what}")
-    if config.failure_action == FAILURE_ACTION_ROLLBACK and previous is not None:
+    if config.failure_action != FAILURE_ACTION_ROLLBACK:
+        return _with_status(view, service, UPDATE_STATE_PAUSED, f"update paused: {what}")
+    if not _found_another_spec(view, service, slots):
+        what += "; not rolled back, because only ports changed"
+        return _with_status(view, service, UPDATE_STATE_PAUSED, f"update paused: {what}")
+    previous = view.snapshot.revisions.get(service.previous_revision_id)
+    if previous is not None:
         back = _with_status(view, service, UPDATE_STATE_ROLLBACK_STARTED, f"{_GOING_BACK}: {what}")
         # What the user asked for in the case of failure: the spec says again what is to run. The rest of it stays.
         back.spec.task.CopyFrom(previous.spec.task)
         back.previous_revision_id, back.revision_id = service.revision_id, previous.id
         return back
     return _with_status(view, service, UPDATE_STATE_PAUSED, f"update paused: {what}")
+
+
+def _found_another_spec(view: ServiceView, service: Service, slots: Sequence[Slot]) -> bool:
+    """Whether the update began with tasks of another spec. Where only ports changed it did not, and the revision before is
+    what an earlier update replaced: no way back from this one."""
+    began = seconds_of(service.update_status.started_at)
+    for slot in slots:
+        found = [task for task in slot.tasks if seconds_of(task.meta.created_at) < began]
+        if found and view.spec_is_old(found[-1].revision_id):
+            return True
+    return False
 
 
 def _with_status(view: ServiceView, service: Service, state: UpdateState.ValueType, message: str) -> Service:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
-from swarm.clock import duration, timestamp
+from swarm.clock import duration
 from swarm.v1.types_pb2 import (
     AVAILABILITY_ACTIVE,
     AVAILABILITY_DRAIN,
@@ -28,13 +29,12 @@ from swarm.v1.types_pb2 import (
     UPDATE_STATE_COMPLETED,
     UPDATE_STATE_PAUSED,
     UPDATE_STATE_ROLLBACK_COMPLETED,
-    UPDATE_STATE_ROLLBACK_STARTED,
     UPDATE_STATE_UPDATING,
     ServiceSpec,
     UpdateStatus,
 )
 
-from orchestrator.store import Kind, Remove, Update, copy_of
+from orchestrator.store import Kind, Remove
 from tests.simulation.control_plane.world import World, service_spec
 
 
@@ -49,6 +49,17 @@ def current_images(world: World, service_id: str) -> Counter[str]:
     return Counter(
         world.snapshot.revisions[task.revision_id].spec.task.container.image for task in world.serving(service_id)
     )
+
+
+def publish(port: int) -> Callable[[ServiceSpec], None]:
+    def change(spec: ServiceSpec) -> None:
+        spec.ports.add(target_port=80, published_port=port)
+
+    return change
+
+
+def published(world: World, service_id: str) -> list[int]:
+    return [port.published_port for port in world.snapshot.services[service_id].spec.ports]
 
 
 def status(world: World, service_id: str) -> UpdateStatus:
@@ -194,11 +205,7 @@ def test_a_manual_rollback_returns_to_the_revision_before() -> None:
     world.run(10)
     world.update_service(web, image("better"))
     world.run(30)
-    service = copy_of(world.snapshot.services[web])
-    service.spec.task.CopyFrom(world.snapshot.revisions[service.previous_revision_id].spec.task)
-    service.revision_id, service.previous_revision_id = service.previous_revision_id, service.revision_id
-    service.update_status.CopyFrom(UpdateStatus(state=UPDATE_STATE_ROLLBACK_STARTED, started_at=timestamp(world.now)))
-    world.commit("api", [Update(service)])
+    world.roll_back(web)
     world.run(30)
     assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
     assert current_images(world, web) == {"good": 3}
@@ -460,3 +467,27 @@ def test_round_robin_services_have_no_virtual_ip() -> None:
     assert not world.snapshot.services[web].virtual_ips
     assert status(world, web).state not in (UPDATE_STATE_UPDATING,)
     assert [task.desired_state for task in world.tasks(web)] != [TASK_STATE_SHUTDOWN]
+
+
+def test_a_change_of_ports_that_fails_pauses_and_leaves_the_image_alone() -> None:
+    """A user who published a port while the registry was away saw the image go back by one version, "rolled back", with
+    the port still published."""
+    world = World(26)
+    spec = service_spec(2)
+    spec.update.failure_action = FAILURE_ACTION_ROLLBACK
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("better"))
+    world.run(60)
+    world.bad_images.add("better")
+    world.update_service(web, publish(8080))
+    world.run(90)
+    assert status(world, web).state == UPDATE_STATE_PAUSED
+    assert status(world, web).message.endswith("no such image; not rolled back, because only ports changed")
+    assert current_images(world, web) == {"better": 2}
+    assert published(world, web) == [8080]
+    world.bad_images.discard("better")
+    world.update_service(web, image("bad"))
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
+    assert world.snapshot.services[web].spec.task.container.image == "better"

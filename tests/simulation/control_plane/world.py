@@ -48,6 +48,7 @@ from swarm.v1.types_pb2 import (
     TaskStatus,
 )
 
+from orchestrator.api import services
 from orchestrator.controllers import ControlCore
 from orchestrator.store import (
     Change,
@@ -372,19 +373,18 @@ class World:
         return service_id
 
     def update_service(self, service_id: str, change: Callable[[ServiceSpec], None]) -> None:
-        """As the API does it: a new revision where the task's spec changed."""
-        service = copy_of(self.snapshot.services[service_id])
-        change(service.spec)
-        changes: list[Change] = []
-        current = self.snapshot.revisions[service.revision_id]
-        if current.spec.task != service.spec.task:
-            revision = ServiceRevision(
-                id=self.new_id(), service_id=service_id, number=current.number + 1, spec=service.spec
-            )
-            changes.append(Create(revision))
-            service.previous_revision_id, service.revision_id = service.revision_id, revision.id
-            service.ClearField("update_status")
-        assert not self.commit("api", [*changes, Update(service)]).error_kind
+        service = self.snapshot.services[service_id]
+        spec = copy_of(service).spec
+        change(spec)
+        self._api(services.update_service(self.snapshot, service, spec, service.meta.version, ids=self.new_id))
+
+    def roll_back(self, service_id: str) -> None:
+        service = self.snapshot.services[service_id]
+        self._api(services.roll_back_service(self.snapshot, service, service.meta.version, self.now))
+
+    def _api(self, changes: Sequence[Change]) -> None:
+        result = self.commit("api", changes)
+        assert not result.error_kind, result.error
 
     def scale(self, service_id: str, replicas: int) -> None:
         def change(spec: ServiceSpec) -> None:
