@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swarm.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from swarm.errors import DeadlineExceeded, FailedPrecondition, NotFound, SwarmError
 from swarm.process import kill_group, missing_program
 
 from agent.runtime import processes
 from agent.runtime.interface import ExecResult
 from agent.runtime.monitor import unframed
+
+log = logging.getLogger(__name__)
 
 MAX_OUTPUT = 64 * 1024  # bytes kept, the last ones
 _DRAIN = 1.0  # seconds for the rest of the output, where something that outlives the command holds the pipe
@@ -65,7 +68,10 @@ async def execute(
     finally:
         reading.cancel()
         if process.returncode is None:
-            _kill_inside(processes.read_pid(pid_file), belongs)
+            try:
+                _kill_inside(processes.read_pid(pid_file), belongs)
+            except SwarmError as error:
+                log.warning("what was executed in container %s may go on there: %s", container_id, error)
         await asyncio.shield(kill_group(process))
         pid_file.unlink(missing_ok=True)
     output = bytes(kept)
