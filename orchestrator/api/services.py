@@ -90,7 +90,8 @@ def scaled_spec(service: types_pb2.Service, spec: types_pb2.ServiceSpec) -> type
 
 
 def roll_back_service(snapshot: Snapshot, service: types_pb2.Service, version: int, now: float) -> list[Change]:
-    """Back to the revision before; the number of replicas stays. Raises FailedPrecondition, Conflict, AlreadyExists."""
+    """Back to the task spec of the revision before, as a failed update goes back. The rest stays: replicas, labels and ports
+    change without a revision, so that the one before is out of date about them. Raises FailedPrecondition, Conflict."""
     check_updatable(service, version or service.meta.version)
     previous = snapshot.revisions.get(service.previous_revision_id)
     if previous is None:
@@ -98,9 +99,7 @@ def roll_back_service(snapshot: Snapshot, service: types_pb2.Service, version: i
             f'service "{service.spec.name}" has no previous version to return to; update it to what it should be'
         )
     changed = copy_of(service)
-    changed.spec.CopyFrom(previous.spec)
-    changed.spec.mode.CopyFrom(service.spec.mode)
-    check_published_ports(snapshot, changed.spec, service_id=service.id)
+    changed.spec.task.CopyFrom(previous.spec.task)
     changed.revision_id, changed.previous_revision_id = service.previous_revision_id, service.revision_id
     changed.update_status.CopyFrom(
         types_pb2.UpdateStatus(

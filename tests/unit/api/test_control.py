@@ -287,6 +287,22 @@ async def test_rolling_back_returns_to_the_revision_before_and_keeps_the_scale(a
     assert answer.service.update_status.state == types_pb2.UPDATE_STATE_ROLLBACK_STARTED
 
 
+async def test_rolling_back_keeps_what_makes_no_revision(api: Api) -> None:
+    """A user who published a port and set a label, updated the image and rolled that back was left without port and label:
+    the service could not be reached any more."""
+    service = (await create(api, web())).service
+    spec = copy_of(service).spec
+    spec.labels["team"] = "a"
+    spec.ports.add(target_port=80, published_port=8080)
+    service = await update(api, service, spec)
+    spec.task.container.image = "nginx:2"
+    await update(api, service, spec)
+    answer = await api.service.UpdateService(control_pb2.UpdateServiceRequest(reference="web", rollback=True), CONTEXT)
+    assert answer.service.spec.task.container.image == "nginx:1"
+    assert dict(answer.service.spec.labels) == {"team": "a"}
+    assert [port.published_port for port in answer.service.spec.ports] == [8080]
+
+
 async def test_a_removed_service_gives_up_its_name_at_once(api: Api) -> None:
     service = (await create(api, web())).service
     request = control_pb2.RemoveRequest(reference="web", request_id="x")
