@@ -78,9 +78,9 @@ async def _create(
         namespace,
     )
     wanted = settings.container_settings(task, spec, image.config, places)
+    await _provide_mounts(task, container, image, places, host)  # may copy for minutes: others can start meanwhile
     async with host.starts:
         await asyncio.to_thread(_reserve_etc, places.etc)
-        await _provide_mounts(task, container, image, places, host)
         await host.runtime.create(wanted)
     return prepared
 
@@ -170,7 +170,8 @@ async def _provide_volume(volume: Path, rootfs: Path, target: str) -> None:
         return
     filling = volume.with_name(f".{volume.name}.new")
     try:
-        shutil.rmtree(filling, ignore_errors=True)
+        if filling.exists():  # a copy that was interrupted; a program is ended with us, a thread would go on removing
+            await run(["rm", "-rf", filling], timeout=COPY_TIMEOUT)
         filling.mkdir(parents=True, mode=0o755)
         source = _within(rootfs, target)
         if source is not None:

@@ -80,3 +80,38 @@ async def test_replicas_that_share_a_new_volume_both_find_it_complete(
     await host.sink.until("t2", RUNNING)
     assert len(copies) == 1
     assert [path.name for path in (host.state / "volumes").iterdir()] == ["data"]
+
+
+async def test_a_task_without_volumes_starts_while_a_large_volume_is_filled(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host with few cores all other tasks stayed PREPARING for as long as one volume was copied, up to ten minutes."""
+    host.starts = 1
+    tasks = host.supervisor()
+    await tasks.prepare_recovery()
+    copying = asyncio.Event()
+
+    async def copy(words: list[str | Path], *, timeout: float) -> None:
+        copying.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(preparation, "run", copy)
+    other = make_revision()
+    other.id = "r2"
+    task = make_task("t2")
+    task.revision_id = "r2"
+    tasks.apply(mirror_of(with_volume(), make_task("t1")))
+    await copying.wait()
+    tasks.apply(mirror_of(with_volume(), other, make_task("t1"), task, index=2))
+    await host.sink.until("t2", RUNNING)
+    assert host.sink.states("t1")[-1] == "PREPARING"
+    await tasks.close()
+
+
+async def test_what_an_interrupted_copy_left_is_not_in_the_volume(host: FakeHost, tasks: TaskSupervisor) -> None:
+    left = host.state / "volumes" / ".data.new" / "deep"
+    left.mkdir(parents=True)
+    (left / "half").write_text("hal")
+    tasks.apply(mirror_of(with_volume(), make_task("t1")))
+    await host.sink.until("t1", RUNNING)
+    assert files_of(host.state / "volumes" / "data") == FILES
