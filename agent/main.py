@@ -26,11 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _set_up_logging(options)
     from swarm.errors import SwarmError
 
-    from agent.node.children import become_subreaper, lock_state
+    from agent.node.children import become_subreaper, lock_state, raise_open_files
 
     try:
         lock = lock_state(options.state)
         become_subreaper()
+        raise_open_files()
         with lock:
             asyncio.run(_run(options))
     except SwarmError as error:

@@ -1,4 +1,5 @@
-"""Processes around the daemon: one daemon for each state directory, and orphans that nobody else reaps.
+"""Processes around the daemon: one daemon for each state directory, what its children inherit, and orphans that nobody else
+reaps.
 
 Monitors of containers lose their parents on purpose. Where PID 1 reaps (systemd) they would go there; the daemon makes itself
 a child subreaper so that it works where it does not, too.
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,7 @@ from swarm.errors import FailedPrecondition
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+OPEN_FILES = 1 << 20  # as the unit file of docs/real-hosts.md; what counts up to its limit would take long for more
 REAP_AFTER = 5.0  # seconds that a zombie may wait for whoever started it
 
 
@@ -28,6 +31,19 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         log.warning("cannot become a child subreaper: %s", os.strerror(ctypes.get_errno()))
+
+
+def raise_open_files() -> None:
+    """As many open files as we may have, for us and for what we start: each container takes some of ours, and a shell begins
+    us with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:
+        log.warning("no more than %d files can be open: %s", soft, error)
 
 
 class OrphanReaper:
