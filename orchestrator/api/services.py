@@ -100,6 +100,11 @@ def roll_back_service(snapshot: Snapshot, service: types_pb2.Service, version: i
         )
     changed = copy_of(service)
     changed.spec.task.CopyFrom(previous.spec.task)
+    if any(used.network not in snapshot.networks for used in previous.spec.task.networks):
+        raise FailedPrecondition(
+            f'service "{service.spec.name}" cannot return to its previous version: a network that it used was removed; '
+            "update the service to what it should be"
+        )
     changed.revision_id, changed.previous_revision_id = service.previous_revision_id, service.revision_id
     changed.update_status.CopyFrom(
         types_pb2.UpdateStatus(

@@ -28,6 +28,7 @@ from swarm.v1.types_pb2 import (
     UPDATE_STATE_UNSPECIFIED,
     UPDATE_STATE_UPDATING,
     Service,
+    ServiceRevision,
     Task,
     UpdateConfig,
     UpdateState,
@@ -182,19 +183,26 @@ def _act_on_failure(
     what = f"{len(progress.failed)} failed, first {name}: {why}"
     if service.update_status.state == UPDATE_STATE_ROLLBACK_STARTED:
         return _with_status(view, service, UPDATE_STATE_ROLLBACK_PAUSED, f"rollback paused: {what}")
-    if config.failure_action != FAILURE_ACTION_ROLLBACK:
-        return _with_status(view, service, UPDATE_STATE_PAUSED, f"update paused: {what}")
-    if not _found_another_spec(view, service, slots):
-        what += "; not rolled back, because only ports changed"
-        return _with_status(view, service, UPDATE_STATE_PAUSED, f"update paused: {what}")
-    previous = view.snapshot.revisions.get(service.previous_revision_id)
-    if previous is not None:
-        back = _with_status(view, service, UPDATE_STATE_ROLLBACK_STARTED, f"{_GOING_BACK}: {what}")
-        # What the user asked for in the case of failure: the spec says again what is to run. The rest of it stays.
-        back.spec.task.CopyFrom(previous.spec.task)
-        back.previous_revision_id, back.revision_id = service.revision_id, previous.id
-        return back
+    if config.failure_action == FAILURE_ACTION_ROLLBACK:
+        previous, why_not = _way_back(view, service, slots)
+        if previous is not None:
+            back = _with_status(view, service, UPDATE_STATE_ROLLBACK_STARTED, f"{_GOING_BACK}: {what}")
+            # What the user asked for in the case of failure: the spec says again what is to run. The rest of it stays.
+            back.spec.task.CopyFrom(previous.spec.task)
+            back.previous_revision_id, back.revision_id = service.revision_id, previous.id
+            return back
+        what += f"; not rolled back, because {why_not}"
     return _with_status(view, service, UPDATE_STATE_PAUSED, f"update paused: {what}")
+
+
+def _way_back(view: ServiceView, service: Service, slots: Sequence[Slot]) -> tuple[ServiceRevision | None, str]:
+    """The revision that a failed update returns to, or None and why there is none."""
+    previous = view.snapshot.revisions.get(service.previous_revision_id)
+    if previous is None or not _found_another_spec(view, service, slots):
+        return None, "only ports changed"
+    if any(used.network not in view.snapshot.networks for used in previous.spec.task.networks):
+        return None, "a network of the previous version was removed"
+    return previous, ""
 
 
 def _found_another_spec(view: ServiceView, service: Service, slots: Sequence[Slot]) -> bool:

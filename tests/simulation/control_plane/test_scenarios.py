@@ -34,6 +34,7 @@ from swarm.v1.types_pb2 import (
     UpdateStatus,
 )
 
+from orchestrator.api.networks import remove_network
 from orchestrator.store import Kind, Remove
 from tests.simulation.control_plane.world import World, service_spec
 
@@ -491,3 +492,29 @@ def test_a_change_of_ports_that_fails_pauses_and_leaves_the_image_alone() -> Non
     world.run(60)
     assert status(world, web).state == UPDATE_STATE_ROLLBACK_COMPLETED
     assert world.snapshot.services[web].spec.task.container.image == "better"
+
+
+def test_an_update_that_fails_does_not_return_to_a_removed_network() -> None:
+    """A user saw the update roll back for ever: its tasks waited for a network that had been removed."""
+    world = World(27)
+    network = world.create_network("old")
+    spec = service_spec(3)
+    spec.task.networks.add(network=network)
+    spec.update.failure_action = FAILURE_ACTION_ROLLBACK
+    spec.update.all_at_once = True
+    spec.update.monitor.CopyFrom(duration(60))
+    web = world.create_service("web", spec)
+    world.run(10)
+
+    def detach(spec: ServiceSpec) -> None:
+        del spec.task.networks[:]
+
+    world.update_service(web, detach)
+    world.run(10)
+    world.commit("api", remove_network(world.snapshot, world.snapshot.networks[network]))
+    task = world.serving(web)[0]
+    world.container_ends(world.agents[task.node_id], task.id)
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_PAUSED
+    assert status(world, web).message.endswith("not rolled back, because a network of the previous version was removed")
+    assert len(world.serving(web)) == 3

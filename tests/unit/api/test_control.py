@@ -303,6 +303,24 @@ async def test_rolling_back_keeps_what_makes_no_revision(api: Api) -> None:
     assert [port.published_port for port in answer.service.spec.ports] == [8080]
 
 
+async def test_there_is_no_rolling_back_to_a_removed_network(api: Api) -> None:
+    """A user who rolled back was told that it began, and saw one task wait for a network without end; scaling said to create
+    a network by the id of the removed one."""
+    await api.service.CreateNetwork(
+        control_pb2.CreateNetworkRequest(spec=types_pb2.NetworkSpec(name="backend")), CONTEXT
+    )
+    spec = web()
+    spec.task.networks.add(network="backend")
+    service = (await create(api, spec)).service
+    spec = copy_of(service).spec
+    del spec.task.networks[:]
+    changed = await update(api, service, spec)
+    await api.service.RemoveNetwork(control_pb2.RemoveRequest(reference="backend"), CONTEXT)
+    with pytest.raises(FailedPrecondition, match=r"cannot return to its previous version: a network .* was removed"):
+        await api.service.UpdateService(control_pb2.UpdateServiceRequest(reference="web", rollback=True), CONTEXT)
+    assert api.snapshot.services[service.id] == changed
+
+
 async def test_a_removed_service_gives_up_its_name_at_once(api: Api) -> None:
     service = (await create(api, web())).service
     request = control_pb2.RemoveRequest(reference="web", request_id="x")
