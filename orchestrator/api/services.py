@@ -17,6 +17,8 @@ from orchestrator.api.lookup import find_network
 from orchestrator.store import Change, Create, Snapshot, Update, copy_of
 from orchestrator.store.tables import PortKey, port_key
 
+_PAUSED = (types_pb2.UPDATE_STATE_PAUSED, types_pb2.UPDATE_STATE_ROLLBACK_PAUSED)
+
 
 def create_service(snapshot: Snapshot, spec: types_pb2.ServiceSpec, *, ids: IdSource) -> list[Change]:
     """`spec` is checked by itself already. Raises AlreadyExists, NotFound (network), InvalidArgument."""
@@ -48,6 +50,8 @@ def update_service(
     changed = copy_of(service)
     changed.spec.CopyFrom(stored)
     if current is not None and current.spec.task == stored.task:
+        if stored.ports != service.spec.ports and service.update_status.state in _PAUSED:
+            changed.ClearField("update_status")  # ports reach the tasks by an update, which a paused one would hold up
         return [Update(changed)] if changed != service else []
     number = 1 + max((revision.number for revision in snapshot.revisions.of_service(service.id)), default=0)
     revision = types_pb2.ServiceRevision(id=ids(), service_id=service.id, number=number, spec=stored)

@@ -518,3 +518,20 @@ def test_an_update_that_fails_does_not_return_to_a_removed_network() -> None:
     assert status(world, web).state == UPDATE_STATE_PAUSED
     assert status(world, web).message.endswith("not rolled back, because a network of the previous version was removed")
     assert len(world.serving(web)) == 3
+
+
+def test_a_port_published_after_an_update_was_paused_reaches_the_tasks() -> None:
+    """A user saw a port published, and no task of the service with an address behind it."""
+    world = World(28)
+    web = world.create_service("web", service_spec(3))
+    world.run(10)
+    world.update_service(web, image("bad"))
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_PAUSED
+    world.bad_images.clear()
+    world.update_service(web, publish(8080))
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_COMPLETED
+    assert len(world.serving(web)) == 3
+    for task in world.serving(web):
+        assert "net-ingress" in {attachment.network_id for attachment in task.attachments}

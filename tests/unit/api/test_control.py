@@ -224,6 +224,22 @@ async def test_a_new_revision_starts_a_new_update(api: Api) -> None:
     assert api.asked[-1] == "nginx:2"
 
 
+@pytest.mark.parametrize("state", [types_pb2.UPDATE_STATE_PAUSED, types_pb2.UPDATE_STATE_ROLLBACK_PAUSED])
+async def test_other_ports_start_an_update_that_was_paused_anew(
+    api: Api, state: types_pb2.UpdateState.ValueType
+) -> None:
+    """A user who published a port after an update was paused saw it listed, and no task ever took connections on it."""
+    service = copy_of((await create(api, web())).service)
+    service.update_status.state = state
+    await api.transactions.commit([Update(service)])
+    spec = copy_of(service).spec
+    spec.labels["team"] = "a"
+    relabelled = await update(api, api.snapshot.services[service.id], spec)
+    assert relabelled.update_status.state == state
+    spec.ports.add(target_port=80, published_port=8080)
+    assert not (await update(api, relabelled, spec)).HasField("update_status")
+
+
 async def test_an_update_names_the_version_that_it_read(api: Api) -> None:
     service = (await create(api, web())).service
     await scale(api, "web", 5)
