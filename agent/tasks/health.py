@@ -94,5 +94,7 @@ async def probe_container(
         return ProbeResult(False, f"the check did not end within {check.timeout:g} s")
     except SwarmError as error:
         return ProbeResult(False, str(error)[:MAX_OUTPUT])
+    except OSError as error:  # short of memory, processes or descriptors
+        return ProbeResult(False, f"the check could not be run: {error}"[:MAX_OUTPUT])
     text = output.decode(errors="replace").strip()[-MAX_OUTPUT:]
     return ProbeResult(exit_code == 0, text or f"the check ended with exit code {exit_code}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,12 @@ async def test_a_check_that_cannot_be_run_is_a_failure_that_says_so() -> None:
 
     result = await health.probe_container(late, CHECK)
     assert not result.healthy and "did not end within 30 s" in result.output
+
+    async def impossible(arguments: tuple[str, ...], timeout: float) -> tuple[int, bytes]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    result = await health.probe_container(impossible, CHECK)
+    assert not result.healthy and result.output == "the check could not be run: [Errno 24] Too many open files"
 
     async def silent(arguments: tuple[str, ...], timeout: float) -> tuple[int, bytes]:
         return 4, b""

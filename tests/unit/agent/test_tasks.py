@@ -12,6 +12,7 @@ from swarm.clock import duration
 from swarm.errors import NotFound, ResourceExhausted
 from swarm.v1 import types_pb2 as types
 
+from agent.runtime.interface import ExecResult
 from agent.session.mirror import Mirror
 from agent.tasks.host import Directories
 from agent.tasks.supervisor import TaskSupervisor
@@ -256,6 +257,32 @@ async def test_an_unhealthy_task_fails(agents: Agents) -> None:
     status = await host.sink.until("t1", types.TASK_STATE_FAILED)
     assert status.error == "unhealthy: probed"
     assert status.health == types.HEALTH_STATE_UNHEALTHY
+
+
+async def test_a_health_check_that_cannot_be_forked_once_ends_no_container(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that was short of processes or memory for a moment lost a healthy container: FAILED with exit code -1, "the node
+    daemon failed unexpectedly (BlockingIOError …)", the container removed without a stop signal."""
+    host, tasks = agents.host, await agents.start()
+    probes = 0
+
+    async def execute(*_: object, timeout: float) -> ExecResult:
+        nonlocal probes
+        probes += 1
+        if probes == 2:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        await asyncio.sleep(0.001)
+        return ExecResult(0, b"")
+
+    monkeypatch.setattr(host.runtime, "exec", execute)
+    container = types.ContainerSpec(image="web", health=types.HealthConfig(test=["CMD", "check"], retries=3))
+    tasks.apply(world(make_task(), container=container))
+    async with asyncio.timeout(10):
+        while probes < 4 and "FAILED" not in host.sink.states("t1"):  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.001)
+    assert host.sink.states("t1")[-1] == "RUNNING"
+    assert "t1" in host.runtime.held
 
 
 # ----------------------------------------------------------------------------------------------------------- restarts
