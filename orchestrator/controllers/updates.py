@@ -80,6 +80,12 @@ def reconcile_update(view: ServiceView, slots: Sequence[Slot]) -> UpdateDecision
 
 
 def _go_on(view: ServiceView, service: Service, slots: Sequence[Slot], changes: list[Change]) -> UpdateDecision:
+    now = timestamp(view.now)
+    if seconds_of(now) < seconds_of(service.update_status.started_at):
+        # Written by a leader whose clock was ahead. The tasks that this one makes would count as older than the update.
+        service = copy_of(service)
+        service.update_status.started_at.CopyFrom(now)
+        changes = [*changes, Update(service)]
     rolling_back = service.update_status.state == UPDATE_STATE_ROLLBACK_STARTED
     config = service.spec.rollback if rolling_back else service.spec.update
     progress = _measure(view, service, config, slots)

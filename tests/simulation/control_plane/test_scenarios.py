@@ -535,3 +535,22 @@ def test_a_port_published_after_an_update_was_paused_reaches_the_tasks() -> None
     assert len(world.serving(web)) == 3
     for task in world.serving(web):
         assert "net-ingress" in {attachment.network_id for attachment in task.attachments}
+
+
+@pytest.mark.parametrize("behind", [5, 20])
+def test_an_update_keeps_its_limits_under_a_leader_whose_clock_is_behind(behind: float) -> None:
+    """A user who updated one task at a time saw several replaced at once after the leader changed."""
+    world = World(29, nodes=6)
+    spec = service_spec(12)
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("better"))
+    world.run(0.3)
+    world.new_leader(behind)
+    for _ in range(600):
+        world.run(0.1)
+        assert len(world.serving(web)) >= 11
+        if status(world, web).state == UPDATE_STATE_COMPLETED:
+            break
+    assert status(world, web).state == UPDATE_STATE_COMPLETED
+    assert current_images(world, web) == {"better": 12}

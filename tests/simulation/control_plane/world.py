@@ -192,8 +192,10 @@ class World:
 
     # ------------------------------------------------------------------------------------------------------- leaders
 
-    def new_leader(self) -> None:
-        """The leader is gone with all that it remembered."""
+    def new_leader(self, behind: float = 0.0) -> None:
+        """The leader is gone with all that it remembered; the new one's clock is `behind` seconds behind."""
+        self.clock.now -= behind
+        self.queue = [(at - behind, sequence, action) for at, sequence, action in self.queue]
         self.core = ControlCore(self.new_id)
         self.core.touch_all(self.snapshot)
         self.wake_scheduled = float("inf")
