@@ -105,17 +105,17 @@ class TaskWorker:
             case tuple():
                 await self._report(command)
             case events.Prepare():
-                self._spawn(self._prepare)
+                self._spawn(self._prepare, events.PrepareFailed)
             case events.Start():
-                self._spawn(self._start)
+                self._spawn(self._start, events.StartFailed)
             case events.WatchExit():
-                self._spawn(self._watch_exit)
+                self._spawn(self._watch_exit, _lost)
             case events.WatchHealth():
-                self._spawn(partial(self._watch_health, command.known_healthy))
+                self._spawn(partial(self._watch_health, command.known_healthy), events.BecameUnhealthy)
             case events.Drain():
-                self._spawn(self._drain)
+                self._spawn(self._drain, lambda _: events.Drained())
             case events.Stop():
-                self._spawn(self._stop)
+                self._spawn(self._stop, _lost)
             case events.CleanUp():
                 await self._end_jobs()
                 self._spawn(self._clean_up)
@@ -173,13 +173,20 @@ class TaskWorker:
             except NotFound as error:
                 self.tell(events.Exited(-1, str(error)))
                 return
-            except SwarmError as error:
+            except (SwarmError, OSError) as error:
                 raise_if_cancelled()
                 log.warning("task %s: waiting for its end failed and is tried again: %s", self.task_id, error)
                 await self._host.sleep(wait)
-        last_line = await self._host.last_line(self._host.directories.log(self.task_id)) if state.exit_code else ""
+        last_line = await self._last_line() if state.exit_code else ""
         exit_code = state.exit_code if state.exit_code is not None else -1
         self.tell(events.Exited(exit_code, last_line, state.out_of_memory, state.reason))
+
+    async def _last_line(self) -> str:
+        try:
+            return await self._host.last_line(self._host.directories.log(self.task_id))
+        except OSError as error:  # the exit code is worth telling without it
+            log.warning("task %s: its last output cannot be read: %s", self.task_id, error)
+            return ""
 
     async def _watch_health(self, known_healthy: bool) -> None:
         check = self.record.health
@@ -281,13 +288,17 @@ class TaskWorker:
 
     # ------------------------------------------------------------------------------------------------------ jobs
 
-    def _spawn(self, job: Callable[[], Awaitable[None]]) -> None:
-        running = asyncio.create_task(self._fenced(job))
+    def _spawn(self, job: Callable[[], Awaitable[None]], failed: Callable[[str], Event] | None = None) -> None:
+        """`failed` makes the job's event from the sentence that says of a defect; None where nobody waits for one."""
+        running = asyncio.create_task(self._fenced(job, failed))
         self._jobs.add(running)
         running.add_done_callback(self._jobs.discard)
 
-    async def _fenced(self, job: Callable[[], Awaitable[None]]) -> None:
-        """A defect in one job must not take the node's other tasks along: it fails this task, with its traceback logged."""
+    async def _fenced(self, job: Callable[[], Awaitable[None]], failed: Callable[[str], Event] | None) -> None:
+        """A defect in one job must not take the node's other tasks along: it fails this task, with its traceback logged.
+
+        The job's own event says so: the phase does not tell which of its jobs failed, the draining or the wait for the end.
+        """
         try:
             await job()
         except Exception as error:
@@ -295,21 +306,19 @@ class TaskWorker:
             sentence = f"the node daemon failed unexpectedly ({type(error).__name__}: {error}); its log says more"
             if is_disk_full(error):
                 sentence = f"the disk of this node is full; {MAKE_ROOM}"
-            match self.machine.phase:
-                case events.Phase.PREPARING:
-                    self.tell(events.PrepareFailed(sentence))
-                case events.Phase.STARTING:
-                    self.tell(events.StartFailed(sentence))
-                case events.Phase.DRAINING:
-                    self.tell(events.Drained())
-                case events.Phase.PROBING | events.Phase.RUNNING | events.Phase.STOPPING:
-                    self.tell(events.Exited(-1, sentence))  # the clean-up ends what still runs
+            if failed is not None:
+                self.tell(failed(sentence))
 
     async def _end_jobs(self) -> None:
         jobs = [job for job in self._jobs if not job.done()]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
+
+
+def _lost(sentence: str) -> Event:
+    """Nobody waits for the container's end any more, or stops it: it counts as ended, and the clean-up ends what still runs."""
+    return events.Exited(-1, sentence)
 
 
 def folded(commands: Iterable[Command]) -> Iterator[Command | tuple[events.Report, ...]]:

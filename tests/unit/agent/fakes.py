@@ -319,12 +319,11 @@ class FakeHost:
         self.clock.advance(seconds)
         await asyncio.sleep(0)
 
+    async def last_line(self, path: Path) -> str:
+        return "cannot bind"
+
     def supervisor(self) -> TaskSupervisor:
         """A new agent process on this host."""
-
-        async def last_line(path: Path) -> str:
-            return "cannot bind"
-
         return TaskSupervisor(
             TaskHost(
                 runtime=self.runtime,
@@ -338,7 +337,7 @@ class FakeHost:
                 watermark=self.watermark,
                 starts=asyncio.Semaphore(self.starts),
                 node=lambda: types.NodeDescription(hostname="host", os="linux", architecture="amd64"),
-                last_line=last_line,
+                last_line=self.last_line,
                 sleep=self.sleep,
             ),
             random.Random(7),

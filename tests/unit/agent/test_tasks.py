@@ -12,7 +12,7 @@ from swarm.clock import duration
 from swarm.errors import NotFound, ResourceExhausted
 from swarm.v1 import types_pb2 as types
 
-from agent.runtime.interface import ExecResult
+from agent.runtime.interface import ContainerState, ExecResult
 from agent.session.mirror import Mirror
 from agent.tasks.host import Directories
 from agent.tasks.supervisor import TaskSupervisor
@@ -162,6 +162,70 @@ async def test_a_container_that_ignores_its_stop_signal_is_killed_after_the_grac
     assert status.container.exit_code == 137
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a defect")])
+async def test_a_stop_ends_although_the_wait_for_the_containers_end_failed(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The stopped task stayed RUNNING for ever, its addresses and its place in the update with it: the container had ended, and
+    nobody was left to see it, while the log said every ten seconds that it had not ended after SIGKILL."""
+    host, tasks = agents.host, await agents.start()
+    wait, fails = host.runtime.wait, asyncio.Event()
+    errors = [error]
+
+    async def fail_once(container_id: str) -> ContainerState:
+        if errors:
+            await fails.wait()
+            raise errors.pop()
+        return await wait(container_id)
+
+    monkeypatch.setattr(host.runtime, "wait", fail_once)
+    tasks.apply(world(make_task(attached=True)))
+    await host.sink.until("t1", RUNNING)
+    tasks.apply(world(make_task(desired=SHUTDOWN, attached=True), index=9))
+    await settle()  # it drains: not all nodes have withdrawn it
+    fails.set()
+    await settle()
+    host.watermark.advance(9)
+    await host.sink.until("t1", SHUTDOWN)
+    assert host.runtime.held == {}
+
+
+async def test_a_crash_is_told_although_the_log_cannot_be_read(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code was lost with the last line: "exit code -1: the node daemon failed unexpectedly (OSError …)"."""
+    host = agents.host
+
+    async def fail(_: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(host, "last_line", fail)
+    tasks = await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    host.runtime.end("t1", 3)
+    status = await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert (status.error, status.container.exit_code) == ("exit code 3", 3)
+
+
+async def test_a_wait_that_fails_once_costs_no_container(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that was short of descriptors for a moment lost a container that ran well: FAILED with exit code -1."""
+    host, tasks = agents.host, await agents.start()
+    wait, waits = host.runtime.wait, 0
+
+    async def fail_once(container_id: str) -> ContainerState:
+        nonlocal waits
+        waits += 1
+        if waits == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await wait(container_id)
+
+    monkeypatch.setattr(host.runtime, "wait", fail_once)
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    await settle()
+    assert (waits, host.sink.states("t1")[-1]) == (2, "RUNNING")
+    assert "t1" in host.runtime.held
+
+
 async def test_a_crash_says_code_and_last_line(agents: Agents) -> None:
     host, tasks = agents.host, await agents.start()
     tasks.apply(world(make_task()))
@@ -257,6 +321,23 @@ async def test_an_unhealthy_task_fails(agents: Agents) -> None:
     status = await host.sink.until("t1", types.TASK_STATE_FAILED)
     assert status.error == "unhealthy: probed"
     assert status.health == types.HEALTH_STATE_UNHEALTHY
+
+
+async def test_a_defect_of_the_health_check_stops_the_container_as_a_failed_one_does(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container was killed without its stop signal, with an exit code that it never had."""
+    host, tasks = agents.host, await agents.start()
+
+    async def fail(*_: object, timeout: float) -> ExecResult:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(host.runtime, "exec", fail)
+    container = types.ContainerSpec(image="web", health=types.HealthConfig(test=["CMD", "check"]))
+    tasks.apply(world(make_task(), container=container))
+    status = await host.sink.until("t1", types.TASK_STATE_FAILED)
+    assert status.error.startswith("unhealthy: the node daemon failed unexpectedly (RuntimeError: a defect)")
+    assert status.container.exit_code == 128 + 15
 
 
 async def test_a_health_check_that_cannot_be_forked_once_ends_no_container(
