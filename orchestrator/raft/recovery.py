@@ -57,13 +57,17 @@ def force_new_cluster(
     sealer = sealer_from(data_key)
     journal = Journal(directory, pb.RaftConfiguration(), sealer=sealer)
     try:
-        current = _configuration(journal, SnapshotStore(directory, sealer).newest())
+        snapshot = SnapshotStore(directory, sealer).newest()
+        if snapshot is not None:
+            # As the start does: one that came just before the end is newer than the log, which would give way to it then.
+            journal.align(snapshot.index, snapshot.term, snapshot.configuration, keep=snapshot.index)
+        current = _configuration(journal, snapshot)
         if membership.member(current, member.node_id) is None:
             raise FailedPrecondition(f"node {member.node_id} was not a manager of this log; recover on one that was")
         lost = [m for m in current.members if m.node_id != member.node_id]
         found = Recovery(
             last_index=journal[-1][1],
-            term=journal.getCurrentTerm(),
+            term=max(journal.getCurrentTerm(), journal[-1][2]),  # such a snapshot may be of a later term
             kept=member,
             lost=tuple(Member(m.node_id, m.address) for m in lost),
         )
