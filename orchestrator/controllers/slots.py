@@ -22,6 +22,8 @@ from swarm.v1.types_pb2 import (
     TASK_STATE_READY,
     TASK_STATE_RUNNING,
     UPDATE_ORDER_START_FIRST,
+    UPDATE_STATE_PAUSED,
+    UPDATE_STATE_ROLLBACK_PAUSED,
     RestartPolicy,
     ServiceRevision,
     Task,
@@ -38,6 +40,7 @@ DRAIN_PATIENCE = 30.0  # seconds that a drained node's task may go on serving wh
 
 
 _NOTHING = Decision()
+_PAUSED = (UPDATE_STATE_PAUSED, UPDATE_STATE_ROLLBACK_PAUSED)
 
 
 @dataclass
@@ -55,6 +58,10 @@ def reconcile_slot(view: ServiceView, slot: Slot) -> Decision:
     if not slot.current or _is_quiet(view, slot):
         return _NOTHING
     plan = _Plan()
+    served = _to_bring_back(view, slot)
+    if served is not None:
+        _bring_back(view, slot, served, plan)
+        return plan.decision()
     newest, older = slot.newest, list(_still_useful(view, slot, plan))
     keeper = next((task for task in reversed(older) if not view.is_dirty(task)), None)
     if keeper is not None and view.is_dirty(newest):
@@ -95,6 +102,29 @@ def _still_useful(view: ServiceView, slot: Slot, plan: _Plan) -> Iterator[Task]:
             yield task
 
 
+def _to_bring_back(view: ServiceView, slot: Slot) -> Task | None:
+    """The task of an old spec that served until now, where it ended, is lost or must move while its update is paused, and the
+    newest task cannot take over: what was not accepted must not become all that the slot has."""
+    if view.service.update_status.state not in _PAUSED or len(slot.current) != 2:
+        return None
+    served, newest = slot.current
+    if not view.spec_is_old(served.revision_id) or served.revision_id == newest.revision_id or _can_take_over(newest):
+        return None
+    if is_ended(served):
+        return served if restart_at(served, slot.tasks, policy_of(view, served)) is not None else None
+    return served if view.place(served) is not Place.FINE else None
+
+
+def _bring_back(view: ServiceView, slot: Slot, served: Task, plan: _Plan) -> None:
+    if not is_ended(served) and view.place(served) is Place.DRAINING:
+        plan.changes += _begin_again(view, slot, served.revision_id)
+        return
+    replace = _restart if is_ended(served) else _replace_lost
+    replace(view, slot, served, [], plan)
+    if plan.changes:
+        plan.changes.append(stop(slot.newest))
+
+
 def _restart(view: ServiceView, slot: Slot, newest: Task, older: list[Task], plan: _Plan) -> None:
     at = restart_at(newest, slot.tasks, policy_of(view, newest))
     if at is None:
@@ -124,8 +154,7 @@ def _replace_draining(view: ServiceView, slot: Slot, newest: Task, older: list[T
 
 def _hand_over(view: ServiceView, newest: Task, older: list[Task], plan: _Plan) -> None:
     """The newest is placed, or waits for a place; the older ones serve until it can take over."""
-    prepared = newest.desired_state == TASK_STATE_READY
-    takes_over = newest.status.state >= TASK_STATE_READY if prepared else is_healthy(newest)
+    takes_over = _can_take_over(newest)
     nowhere = newest.status.state <= TASK_STATE_PENDING and bool(newest.status.message)
     patience_ends = seconds_of(newest.meta.created_at) + DRAIN_PATIENCE
     for task in older:
@@ -136,14 +165,24 @@ def _hand_over(view: ServiceView, newest: Task, older: list[Task], plan: _Plan) 
             plan.wakes.append(patience_ends)
 
 
+def _can_take_over(newest: Task) -> bool:
+    if is_ended(newest):
+        return False
+    return newest.status.state >= TASK_STATE_READY if newest.desired_state == TASK_STATE_READY else is_healthy(newest)
+
+
 def _successor(view: ServiceView, slot: Slot, old: Task, older: list[Task], failures: int) -> Change:
     """A task in place of one that is given up."""
     desired: TaskState.ValueType = TASK_STATE_RUNNING
     if older:
         desired = old.desired_state  # the replacement goes on in the form that it began in
-    elif slot.leaving or (is_live(old) and old.status.state >= TASK_STATE_ASSIGNED and not view.is_released(old)):
+    elif slot.leaving or any(_may_run(view, task) for task in slot.current):
         desired = TASK_STATE_READY
     return view.new_task(slot.key, revision_id=_revision_for(view, old), desired=desired, consecutive_failures=failures)
+
+
+def _may_run(view: ServiceView, task: Task) -> bool:
+    return is_live(task) and task.status.state >= TASK_STATE_ASSIGNED and not view.is_released(task)
 
 
 def _prepared(view: ServiceView, slot: Slot, revision_id: str, order: UpdateOrder.ValueType) -> list[Change]:

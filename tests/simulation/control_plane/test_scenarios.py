@@ -554,3 +554,37 @@ def test_an_update_keeps_its_limits_under_a_leader_whose_clock_is_behind(behind:
             break
     assert status(world, web).state == UPDATE_STATE_COMPLETED
     assert current_images(world, web) == {"better": 12}
+
+
+@pytest.mark.parametrize("start_first", [False, True])
+@pytest.mark.parametrize("loss", ["crash", "host", "drain"])
+def test_a_slot_that_a_paused_update_tried_goes_on_with_what_it_had(loss: str, start_first: bool) -> None:
+    """A user whose update to a wrong image had paused lost a replica for good with one crash: only the wrong image was tried
+    in its place."""
+    world = World(30)
+    spec = service_spec(3)
+    if start_first:
+        spec.update.order = UPDATE_ORDER_START_FIRST
+    web = world.create_service("web", spec)
+    world.run(10)
+    world.update_service(web, image("bad"))
+    world.run(60)
+    assert status(world, web).state == UPDATE_STATE_PAUSED
+    good = world.snapshot.services[web].previous_revision_id
+    (tried,) = {task.slot for task in world.tasks(web) if task.revision_id != good}
+    for _ in range(3):
+        (served,) = [task for task in world.serving(web) if task.slot == tried]
+        if loss == "crash":
+            world.container_ends(world.agents[served.node_id], served.id)
+        elif loss == "host":
+            world.crash(served.node_id)
+        else:
+            world.set_availability(served.node_id, AVAILABILITY_DRAIN)
+        world.run(15)
+        assert current_images(world, web) == {"good": 3}
+        assert served.id not in world.containers()
+        assert status(world, web).state == UPDATE_STATE_PAUSED
+    world.bad_images.clear()
+    world.update_service(web, publish(8080))
+    world.run(60)
+    assert current_images(world, web) == {"bad": 3}, "what was brought back is updated with the others"
