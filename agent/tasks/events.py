@@ -34,6 +34,7 @@ class Found(enum.Enum):
     NOTHING = "nothing"
     CREATED = "created"
     RUNNING = "running"
+    ENDED = "ended"  # or the host restarted before it was started: the container itself does not tell
 
 
 # ----------------------------------------------------------------------------------------------------------- events

@@ -127,7 +127,10 @@ class TaskMachine:
         if is_final(event.state):
             self.phase = Phase.DONE
             return []
-        if event.found is Found.RUNNING:
+        # What runs was started, also where a full disk kept that from the record; of what ended, only the record tells. Where
+        # it was started it is waited for like one that runs: its end arrives at once.
+        ended = event.found is Found.ENDED and event.state >= types.TASK_STATE_STARTING
+        if event.found is Found.RUNNING or ended:
             return self._resume_running(event)
         return self._resume_unstarted(event)
 

@@ -28,6 +28,11 @@ from agent.tasks.worker import TaskWorker
 
 log = logging.getLogger(__name__)
 
+FOUND = {
+    ContainerPhase.CREATED: Found.CREATED,
+    ContainerPhase.RUNNING: Found.RUNNING,
+    ContainerPhase.EXITED: Found.ENDED,
+}
 SWEEP_RETRIES = Backoff(first=1.0, maximum=60.0)
 
 
@@ -51,8 +56,7 @@ class TaskSupervisor:
         """Reads what an earlier agent process wrote and finds its containers; judges nothing yet."""
         self._recovered = await asyncio.to_thread(self._host.records.load)
         for state in await self._host.runtime.containers():
-            # One that has ended is waited for like one that runs: its end arrives at once.
-            self._found[state.id] = Found.CREATED if state.phase is ContainerPhase.CREATED else Found.RUNNING
+            self._found[state.id] = FOUND[state.phase]
         if self._recovered:
             log.info("taking up %d tasks, %d containers", len(self._recovered), len(self._found))
 

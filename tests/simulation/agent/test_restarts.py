@@ -95,8 +95,12 @@ class Day:
                     host.runtime.end(container_id, rng.choice([0, 1, 137]))
             case 5:
                 await self.kill_agent()
-                if rng.random() < 0.1:  # a power failure: everything in memory is gone
-                    host.runtime.held.clear()
+                if rng.random() < 0.1:  # a power failure: everything in memory is gone, bundles mostly stay
+                    for container_id in sorted(host.runtime.held):
+                        if rng.random() < 0.3:
+                            del host.runtime.held[container_id]
+                        elif host.runtime.held[container_id].phase is not ContainerPhase.EXITED:
+                            host.runtime.end(container_id, 137)
                     host.data_plane.namespaces.clear()
                 await self.start_agent()
             case 6:

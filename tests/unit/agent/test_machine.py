@@ -170,6 +170,14 @@ def test_errors_are_cut_to_what_a_status_may_hold() -> None:
         (READY, RUNNING, e.Found.CREATED, False, ["READY", "STARTING", "Start"]),
         (READY, READY, e.Found.CREATED, False, ["READY"]),
         (READY, RUNNING, e.Found.NOTHING, False, ["READY", "Prepare"]),
+        # It never ran: the host restarted. It was reported RUNNING and then FAILED with exit code 137.
+        (types.TASK_STATE_PREPARING, RUNNING, e.Found.ENDED, False, ["PREPARING", "Prepare"]),
+        (READY, READY, e.Found.ENDED, False, ["READY", "Prepare"]),
+        (types.TASK_STATE_PREPARING, SHUTDOWN, e.Found.ENDED, False, ["CleanUp"]),
+        (types.TASK_STATE_STARTING, RUNNING, e.Found.ENDED, False, ["RUNNING", "WatchExit"]),
+        (RUNNING, RUNNING, e.Found.ENDED, False, ["WatchExit"]),
+        # It runs although the record could not be written.
+        (READY, RUNNING, e.Found.RUNNING, False, ["RUNNING", "WatchExit"]),
         (types.TASK_STATE_PREPARING, SHUTDOWN, e.Found.NOTHING, False, ["CleanUp"]),
         (types.TASK_STATE_PREPARING, SHUTDOWN, e.Found.CREATED, False, ["CleanUp"]),
         (types.TASK_STATE_FAILED, RUNNING, e.Found.NOTHING, False, []),

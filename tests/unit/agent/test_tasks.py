@@ -437,6 +437,35 @@ async def test_a_container_whose_network_was_not_there_yet_is_made_anew_by_the_n
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("desired", [RUNNING, types.TASK_STATE_READY])
+async def test_a_container_that_a_reboot_kept_from_starting_is_made_anew(
+    agents: Agents, desired: types.TaskState.ValueType
+) -> None:
+    """`service ps` showed a task that had never run as RUNNING and then as FAILED with exit code 137, also one that was only to
+    be ready; it was replaced, after a backoff as for a crash."""
+    host, tasks = agents.host, await agents.start()
+    if desired == RUNNING:
+        host.data_plane.attaching = asyncio.Event()
+    tasks.apply(world(make_task(desired=desired)))
+    while "t1" not in host.runtime.held:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    if desired != RUNNING:
+        await host.sink.until("t1", desired)
+    await agents.kill()
+    host.runtime.end("t1", 137)  # its bundle is there, and nothing runs
+    host.data_plane.attaching = None
+    host.sink.reported.clear()
+    tasks = await agents.start()
+    tasks.apply(world(make_task(desired=desired)))
+    await host.sink.until("t1", desired)
+    async with asyncio.timeout(10):
+        while host.runtime.log.count("create t1") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await settle()
+    assert host.sink.states("t1")[-1] == types.TaskState.Name(desired).removeprefix("TASK_STATE_")
+    assert "FAILED" not in host.sink.states("t1")
+
+
 async def test_leftovers_that_belong_to_no_task_are_removed(agents: Agents) -> None:
     host, tasks = agents.host, await agents.start()
     tasks.apply(world(make_task()))
