@@ -215,8 +215,13 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         """At the start: fits the log to the newest snapshot. Raises JournalDamaged where entries between are missing.
 
         The snapshot may be newer than the log (a crash between installing it and `reset`), and the log may reach far
-        behind it; both are normal.
+        behind it; both are normal. No log at all is not: the term and the vote, and what was acknowledged, are gone with it.
         """
+        if self.founded:
+            raise JournalDamaged(
+                f"there is a snapshot of entry {index}, but no journal beside it; repeat the restore where one was "
+                "interrupted, otherwise remove this manager from the swarm and let it join again"
+            )
         first, last = self._entries[0][1], self._entries[-1][1]
         if index < first:
             raise JournalDamaged(
@@ -348,7 +353,8 @@ class Journal(LibraryJournal):  # type: ignore[misc]
             except UnknownSchema as error:
                 raise JournalDamaged(f"journal {name}: {error}; start this manager with the newer version") from error
             if found.end == 0:
-                if not last:
+                # Earlier segments are removed once a later one is safe: where none is left, this one was.
+                if not last or (scan is None and first_sequence > 1):
                     raise self._damaged(name, "its first record is unreadable")
                 # The segment was being created when the host stopped: nothing in it was ever relied upon.
                 self._segments.pop()

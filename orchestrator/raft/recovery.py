@@ -146,7 +146,7 @@ def restore(path: Path, state_directory: Path, member: Member, *, data_key: Path
     target.write(summary.index, summary.term, alone, source.chunks(source.describe(path.name)))
     journal = Journal(directory, alone, sealer=sealer)
     try:
-        journal.align(summary.index, summary.term, alone, keep=0)
+        journal.reset(summary.index, summary.term, alone)
         journal.setCurrentTerm(summary.term + 1, member.node_id)
         journal.sync()
     finally:

@@ -270,7 +270,8 @@ def test_a_segment_that_found_no_room_does_not_come_back(seed: int) -> None:
 )
 def test_the_log_is_fitted_to_the_newest_snapshot(index: int, term: int, outcome: str) -> None:
     disk = VirtualDirectory(random.Random(1))
-    journal = filled(disk)
+    filled(disk)
+    journal = Journal(disk, FOUNDERS)
     journal.align(index, term, FOUNDERS, keep=2)
     if outcome == "keeps":
         assert journal[-1][1] == 11
@@ -282,7 +283,8 @@ def test_the_log_is_fitted_to_the_newest_snapshot(index: int, term: int, outcome
 
 def test_a_missing_snapshot_is_refused() -> None:
     disk = VirtualDirectory(random.Random(1))
-    journal = filled(disk)
+    filled(disk)
+    journal = Journal(disk, FOUNDERS)
     journal.deleteEntriesTo(6)
     with pytest.raises(JournalDamaged, match="a snapshot file is missing"):
         journal.align(3, 1, FOUNDERS, keep=2)

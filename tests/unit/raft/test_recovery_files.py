@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.consensus import Leadership, Member
@@ -16,9 +17,10 @@ from orchestrator.raft.config import CompactionPolicy, Timings
 from orchestrator.raft.core import Core
 from orchestrator.raft.disk import Directory, LocalDirectory
 from orchestrator.raft.engine import MemberNode, Role
-from orchestrator.raft.journal import Journal
+from orchestrator.raft.journal import Journal, JournalDamaged
 from orchestrator.raft.links import Links
 from orchestrator.raft.snapshots import SnapshotStore
+from tests.simulation.raft.virtual_disk import VirtualDirectory
 from tests.unit.raft.conftest import Log
 
 ME = Member("a", "a:1")
@@ -115,4 +117,56 @@ def test_a_recovery_keeps_what_follows_the_newest_snapshot(tmp_path: Path) -> No
     assert recovery.force_new_cluster(tmp_path, ME, dry_run=False).last_index == 10
     core = started(LocalDirectory(tmp_path), Log())
     assert [core.entry(index) for index in range(6, 11)] == [(b"\0entry", index, 3) for index in range(6, 11)]
+    assert membership.voters(core.history.current) == {"a"}
+
+
+def after_an_install(disk: VirtualDirectory) -> str:
+    """The journal of a member that voted and then installed a snapshot: one segment, which begins with what still holds."""
+    a_log(disk, last=10, term=3)
+    journal = Journal(disk, THREE)
+    journal.setCurrentTerm(7, "b")
+    journal.reset(50, 6, THREE)
+    a_snapshot(disk, 50, 6)
+    [segment] = [name for name in disk.names() if name.endswith(".journal")]
+    return segment
+
+
+def test_a_segment_that_stands_for_removed_ones_is_not_taken_for_one_that_was_being_created() -> None:
+    """One flipped bit at the journal's beginning: the manager started without a word, in term 0, could vote a second time in
+    the term that it had voted in, and had forgotten writes that it had acknowledged."""
+    disk = VirtualDirectory(random.Random(1))
+    disk.flip_bit(after_an_install(disk), 50)
+    with pytest.raises(JournalDamaged, match=r"its first record is unreadable.*let it join again"):
+        started(disk, Log())
+
+
+def test_a_snapshot_without_its_journal_is_refused() -> None:
+    """Somebody removed the journal's files, or a file system's check did: the manager went on with the snapshot as if it had
+    never voted or acknowledged anything since."""
+    disk = VirtualDirectory(random.Random(1))
+    disk.remove(after_an_install(disk))
+    with pytest.raises(JournalDamaged, match=r"no journal beside it.*let it join again"):
+        started(disk, Log())
+
+
+def test_a_restore_that_was_killed_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the snapshot and the journal, a restore left a manager that started in term 0, below the term of its own
+    log. It says now what to do, and doing that works (the caller puts the directory aside)."""
+    saved = tmp_path / "saved"
+    recovery.export(saved, 50, 6, THREE, lambda: [b"state\n"])
+
+    def killed(*_: object, **__: object) -> Journal:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery, "Journal", killed)
+        with pytest.raises(KeyboardInterrupt):
+            recovery.restore(saved, tmp_path / "raft", ME)
+    with pytest.raises(JournalDamaged, match="repeat the restore"):
+        started(LocalDirectory(tmp_path / "raft"), Log())
+    (tmp_path / "raft").rename(tmp_path / "raft.replaced")
+    recovery.restore(saved, tmp_path / "raft", ME)
+    machine = Log()
+    core = started(LocalDirectory(tmp_path / "raft"), machine)
+    assert (core.base_index, core.term, machine.commands) == (50, 7, [b"state"])
     assert membership.voters(core.history.current) == {"a"}
