@@ -4,7 +4,7 @@ Replacing a task has three forms, which the newest task's desired state tells ap
 
 * *prepared* (stop-first updates, drains): the successor is wanted READY. It is placed and prepared while the old task
   serves. Once it is ready, the old one is told to stop, and once that has stopped, the successor is wanted RUNNING. A
-  successor that cannot be prepared never costs the task that works.
+  successor that cannot be prepared never costs the task that works, but on a drained node: that gets empty all the same.
 * *start-first*: the successor is wanted RUNNING at once; the old task is told to stop when the successor is healthy.
 * *at once* (failures, lost nodes): the old task is given up and the successor is wanted RUNNING – or READY for as long as
   another task of the slot is still stopping.
@@ -31,12 +31,12 @@ from swarm.v1.types_pb2 import (
     UpdateOrder,
 )
 
-from orchestrator.controllers.restarts import ended_by_itself, failures_up_to, restart_at
+from orchestrator.controllers.restarts import backoff, ended_by_itself, failures_up_to, restart_at
 from orchestrator.controllers.service_view import Place, ServiceView, Slot, stop
 from orchestrator.store import Change, Decision, SetDesiredState, earliest
 from orchestrator.store.states import is_ended, is_healthy, is_live
 
-DRAIN_PATIENCE = 30.0  # seconds that a drained node's task may go on serving while its successor is prepared
+DRAIN_PATIENCE = 30.0  # seconds that a drained node's task may go on serving while successors are prepared
 
 
 _NOTHING = Decision()
@@ -127,6 +127,9 @@ def _bring_back(view: ServiceView, slot: Slot, served: Task, plan: _Plan) -> Non
 
 def _restart(view: ServiceView, slot: Slot, newest: Task, older: list[Task], plan: _Plan) -> None:
     at = restart_at(newest, slot.tasks, policy_of(view, newest))
+    if _hurry_drained(view, newest, older, plan) and at is None and not newest.status.HasField("running_since"):
+        # The policy is about what ran. The task that is to move still does, and where to was not found yet.
+        at = seconds_of(newest.status.recorded_at) + backoff(failures_up_to(newest))
     if at is None:
         return
     if at > view.now:
@@ -154,15 +157,31 @@ def _replace_draining(view: ServiceView, slot: Slot, newest: Task, older: list[T
 
 def _hand_over(view: ServiceView, newest: Task, older: list[Task], plan: _Plan) -> None:
     """The newest is placed, or waits for a place; the older ones serve until it can take over."""
-    takes_over = _can_take_over(newest)
+    if _can_take_over(newest):
+        plan.changes += [stop(task) for task in older]
+    else:
+        _hurry_drained(view, newest, older, plan)
+
+
+def _hurry_drained(view: ServiceView, newest: Task, older: list[Task], plan: _Plan) -> bool:
+    """Stops the tasks of drained nodes whose patience is over, or whose successor finds no place. Whether there are any."""
+    drained = [task for task in older if view.place(task) is Place.DRAINING]
     nowhere = newest.status.state <= TASK_STATE_PENDING and bool(newest.status.message)
-    patience_ends = seconds_of(newest.meta.created_at) + DRAIN_PATIENCE
-    for task in older:
-        draining = view.place(task) is Place.DRAINING
-        if takes_over or (draining and (nowhere or view.now >= patience_ends)):
+    for task in drained:
+        ends = _patience_ends(view, task, newest)
+        if nowhere or view.now >= ends:
             plan.changes.append(stop(task))
-        elif draining:
-            plan.wakes.append(patience_ends)
+        else:
+            plan.wakes.append(ends)
+    return bool(drained)
+
+
+def _patience_ends(view: ServiceView, drained: Task, newest: Task) -> float:
+    """Measured from the first successor. Where others followed upon it, it may be forgotten: it was made when the node was
+    drained."""
+    retried = newest.consecutive_failures > 0
+    since = view.snapshot.nodes[drained.node_id].meta.updated_at if retried else newest.meta.created_at
+    return seconds_of(since) + DRAIN_PATIENCE
 
 
 def _can_take_over(newest: Task) -> bool:

@@ -588,3 +588,47 @@ def test_a_slot_that_a_paused_update_tried_goes_on_with_what_it_had(loss: str, s
     world.update_service(web, publish(8080))
     world.run(60)
     assert current_images(world, web) == {"bad": 3}, "what was brought back is updated with the others"
+
+
+@pytest.mark.parametrize("delay", [None, 1.0])
+def test_a_drain_ends_also_where_no_successor_can_be_prepared(delay: float | None) -> None:
+    """A user who drained a node while the registry was away waited for ever for it to get empty."""
+    world = World(31, nodes=2)
+    spec = service_spec(1)
+    if delay is not None:
+        spec.task.restart.delay.CopyFrom(duration(delay))
+    web = world.create_service("web", spec)
+    world.run(10)
+    (task,) = world.serving(web)
+    world.bad_images.add("good")
+    world.set_availability(task.node_id, AVAILABILITY_DRAIN)
+    world.run(29)
+    assert task.id in world.containers(), "successors are tried for as long as one may take"
+    world.run(3)
+    assert task.id not in world.containers()
+    world.bad_images.clear()
+    world.run(60)
+    assert len(world.serving(web)) == 1
+
+
+@pytest.mark.parametrize("start_first", [False, True])
+def test_a_drain_tries_again_also_where_nothing_is_restarted(start_first: bool) -> None:
+    """A user who drained a node while the registry was away for a moment, waited for ever for it to get empty where the
+    service's tasks are not to be restarted."""
+    world = World(32, nodes=2)
+    spec = service_spec(1)
+    spec.task.restart.condition = RESTART_CONDITION_NONE
+    if start_first:
+        spec.update.order = UPDATE_ORDER_START_FIRST
+    web = world.create_service("web", spec)
+    world.run(10)
+    (task,) = world.serving(web)
+    world.bad_images.add("good")
+    world.set_availability(task.node_id, AVAILABILITY_DRAIN)
+    world.run(10)
+    assert [serving.id for serving in world.serving(web)] == [task.id]
+    world.bad_images.clear()
+    world.run(15)
+    (moved,) = world.serving(web)
+    assert moved.node_id != task.node_id
+    assert task.id not in world.containers()
