@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from pysyncobj.journal import Journal as LibraryJournal
-from swarm.errors import FailedPrecondition, InternalError
+from swarm.errors import FailedPrecondition, InternalError, is_disk_full
 from swarm.v1 import raft_pb2 as pb
 
 from orchestrator.raft.disk import Directory, DiskFull, StoredFile
@@ -290,19 +290,24 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         data = self._encoded(
             Record(Kind.CHECKPOINT, sequence, sequence - 1, 0, checkpoint.term, checkpoint.SerializeToString())
         )
-        file = self._directory.open(name, create=True)
+        file: StoredFile | None = None
         try:
+            file = self._directory.open(name, create=True)
             file.allocate(ALLOCATION_STEP)
             file.write(0, data)
             file.sync()
             self._directory.sync()
-        except DiskFull:
-            file.close()
+        except (DiskFull, OSError) as error:
+            if not isinstance(error, DiskFull) and not is_disk_full(error):
+                raise
+            # Also where only a sync found it out: nothing was said yet that depends on this file.
+            if file is not None:
+                file.close()
             self._directory.remove(name)
             # The current segment takes the records that this one was named for: were it back after a power loss, they would
             # seem to be missing.
             self._directory.sync()
-            raise
+            raise DiskFull("the disk that holds the journal is full; free some space") from error
         if self._file is not None:
             self._file.truncate(self._offset)  # zeros that were never used; harmless where a crash keeps them
             self._file.close()
