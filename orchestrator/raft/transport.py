@@ -91,7 +91,7 @@ class _Link:
                 self._transport.post_refusal(from_rpc(error))
             if self.up:
                 self.up = False
-                self._transport.post_down(self.node.id)
+                self._transport.post_down(self)
             if complaint != complained:
                 log.info("the link to manager %s at %s: %s", self.node.id, self.node.address, complaint or "closed")
                 complained = complaint
@@ -107,10 +107,12 @@ class _Link:
         reassembly = Reassembly()
         try:
             self._call = rpc.RaftStub(channel).Exchange(self._frames(outgoing))
+            if self._stopping.is_set():  # `stop` may have come too early to find a call
+                self._call.cancel()
             for frame in self._call:
                 if not self.up:
                     self.up = True  # the peer's first frame says that it takes part
-                    self._transport.post_up(self.node.id)
+                    self._transport.post_up(self)
                 for message in reassembly.add(frame):
                     self._transport.post_message(self.node.id, message)
             return self.up
@@ -144,7 +146,7 @@ class _Link:
             for frame in frames(bundle):
                 yield frame
                 if frame.more:
-                    self._transport.post_reading(self.node.id)
+                    self._transport.post_reading(self)
             if last:
                 return
 
@@ -248,11 +250,11 @@ class GrpcLinks(Links):
 
     # ---- from the links' threads and the event loop
 
-    def post_up(self, node_id: str) -> None:
-        self.post(self._if_linked, "link_up", node_id)
+    def post_up(self, link: _Link) -> None:
+        self.post(self._if_linked, "link_up", link)
 
-    def post_down(self, node_id: str) -> None:
-        self.post(self._if_linked, "link_down", node_id)
+    def post_down(self, link: _Link) -> None:
+        self.post(self._if_linked, "link_down", link)
 
     def post_refusal(self, refusal: SwarmError) -> None:
         """A member of our own configuration that says that history was cut is right: only a recovered or restored one does, and
@@ -260,9 +262,10 @@ class GrpcLinks(Links):
         if isinstance(refusal, HistoryCut):
             self.post(_stop_with, refusal)
 
-    def _if_linked(self, event: str, node_id: str) -> None:
-        if self.receiver is not None and node_id in self._links:
-            getattr(self.receiver, event)(node_id)
+    def _if_linked(self, event: str, link: _Link) -> None:
+        """A link that was given up says nothing of the one to the same member that took its place."""
+        if self.receiver is not None and self._links.get(link.node.id) is link:
+            getattr(self.receiver, event)(link.node.id)
 
     def post_message(self, node_id: str, message: pb.RaftMessage) -> None:
         self.post(self._message, node_id, message)
@@ -278,8 +281,8 @@ class GrpcLinks(Links):
         if self.receiver is not None:
             self.receiver.peer_alive(node_id)
 
-    def post_reading(self, node_id: str) -> None:
-        self.post(self._if_linked, "peer_reading", node_id)
+    def post_reading(self, link: _Link) -> None:
+        self.post(self._if_linked, "peer_reading", link)
 
     def post_snapshot(self, node_id: str, offer: pb.RaftSnapshotOffer, name: str) -> None:
         self.post(self._snapshot, node_id, offer, name)

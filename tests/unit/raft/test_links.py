@@ -1,0 +1,131 @@
+"""The dialing side of the transport, without a network: links that end late, and hosts that are short of something."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from swarm.clock import SystemClock
+from swarm.identity import TlsMaterial
+from swarm.v1 import raft_pb2 as pb
+from swarm.v1 import raft_pb2_grpc
+
+from orchestrator.raft import transport
+from orchestrator.raft.engine import MemberNode
+from orchestrator.raft.transport import GrpcLinks
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Call:
+    """A stream whose end the test decides, whoever cancels it."""
+
+    def __init__(self) -> None:
+        self.ends = threading.Event()
+        self.cancelled = False
+
+    def __iter__(self) -> Iterator[pb.RaftFrame]:
+        yield pb.RaftFrame()
+        self.ends.wait(10)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Peers:
+    """What is dialed, by address."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[Call]] = {}
+        self.held: dict[str, threading.Event] = {}  # where dialing takes until the test says so
+
+    def open_channel(self, address: str, tls: object, name: str) -> Any:
+        return Channel(address)
+
+    def stub(self, channel: Channel) -> Any:
+        return Stub(self, channel)
+
+
+class Channel:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Stub:
+    def __init__(self, peers: Peers, channel: Channel) -> None:
+        self._peers, self._channel = peers, channel
+
+    def Exchange(self, frames: object) -> Call:
+        address = self._channel.address
+        if address in self._peers.held:
+            self._peers.held[address].wait(10)
+        call = Call()
+        self._peers.calls.setdefault(address, []).append(call)
+        return call
+
+
+class Receiver:
+    """Remembers what the core would be told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.told.append((name, *arguments))
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Peers:
+    made = Peers()
+    monkeypatch.setattr(transport, "open_blocking_channel", made.open_channel)
+    monkeypatch.setattr(raft_pb2_grpc, "RaftStub", made.stub)
+    return made
+
+
+def no_tls() -> TlsMaterial:
+    return TlsMaterial(b"", b"", b"")
+
+
+def made_links(tls: Callable[[], TlsMaterial] = no_tls) -> tuple[GrpcLinks, Receiver]:
+    links, receiver = GrpcLinks("a", tls, SystemClock(), random.Random(1)), Receiver()
+    links.receiver = receiver  # type: ignore[assignment]
+    return links, receiver
+
+
+def test_the_end_of_a_link_that_was_given_up_is_not_the_end_of_its_successor(peers: Peers) -> None:
+    """A manager moved to another address while the leader's host was busy. From then on the leader took it for unreachable,
+    although their link was up: `node ls` said so, and it never got its vote, until either of them was started anew."""
+    links, receiver = made_links()
+    peers.held["old:1"] = threading.Event()
+    links.connect(MemberNode("b", "old:1"))
+    old = links._links["b"]
+    links.disconnect("b")
+    links.connect(MemberNode("b", "new:1"))
+    new = links._links["b"]
+    eventually(lambda: new.up)
+    peers.held["old:1"].set()  # only now its thread comes to dial
+    eventually(lambda: "old:1" in peers.calls)
+    [late] = peers.calls["old:1"]
+    eventually(lambda: late.cancelled)
+    late.ends.set()
+    eventually(lambda: not old._thread.is_alive())
+    links.deliver(0)
+    assert receiver.told == [("link_up", "b")]
+    peers.calls["new:1"][0].ends.set()
+    eventually(lambda: not new.up)
+    links.deliver(0)
+    assert ("link_down", "b") in receiver.told
+    links.disconnect("b")
