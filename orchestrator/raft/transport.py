@@ -89,6 +89,8 @@ class _Link:
             except grpc.RpcError as error:
                 was_up, complaint = self.up, _describe(error)
                 self._transport.post_refusal(from_rpc(error))
+            except Exception as error:  # noqa: BLE001 – no thread or file left: the host has one again later, not so this link
+                was_up, complaint = False, repr(error)
             if self.up:
                 self.up = False
                 self._transport.post_down(self)
@@ -106,7 +108,7 @@ class _Link:
         outgoing = self._outgoing = queue.SimpleQueue()
         reassembly = Reassembly()
         try:
-            self._call = rpc.RaftStub(channel).Exchange(self._frames(outgoing))
+            self._call = self._open_call(channel, outgoing)
             if self._stopping.is_set():  # `stop` may have come too early to find a call
                 self._call.cancel()
             for frame in self._call:
@@ -119,6 +121,17 @@ class _Link:
         finally:
             outgoing.put(None)
             self._call = None
+
+    def _open_call(self, channel: grpc.Channel, outgoing: queue.SimpleQueue[pb.RaftMessage | None]) -> Any:
+        """A channel for which gRPC found no thread is stuck: no call on it ever ends, nor does `close`, nor its finalizer. So a
+        thread of ours is tried first; where that was the last one, the channel is set aside for good."""
+        threading.Thread(target=_nothing, daemon=True).start()
+        try:
+            return rpc.RaftStub(channel).Exchange(self._frames(outgoing))
+        except RuntimeError:
+            self._transport.stuck_channels.append(channel)
+            self._channel = None
+            raise
 
     def _channel_with(self, tls: TlsMaterial) -> grpc.Channel:
         """One channel serves all attempts, and gRPC dials again by itself; a renewed certificate needs a new one."""
@@ -161,6 +174,7 @@ class GrpcLinks(Links):
         self.rng = rng
         self.snapshots: SnapshotStore | None = None
         self.removed: frozenset[str] = frozenset()  # former members
+        self.stuck_channels: list[grpc.Channel] = []  # see _Link._open_call
         self._clock = clock
         self._links: dict[str, _Link] = {}
         self._sessions: dict[str, Session] = {}
@@ -314,6 +328,10 @@ def _snapshot_parts(offer: pb.RaftSnapshotOffer, parts: Iterator[bytes]) -> Iter
     for data in parts:
         yield pb.RaftSnapshotPart(offer=offer if first else None, data=data)
         first = False
+
+
+def _nothing() -> None:
+    """All that a thread is started for that shows whether one can be."""
 
 
 def _stop_with(refusal: HistoryCut) -> None:

@@ -46,10 +46,13 @@ class Peers:
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Call]] = {}
+        self.channels: list[Channel] = []
+        self.no_thread = 0  # so many calls find no thread
         self.held: dict[str, threading.Event] = {}  # where dialing takes until the test says so
 
     def open_channel(self, address: str, tls: object, name: str) -> Any:
-        return Channel(address)
+        self.channels.append(Channel(address))
+        return self.channels[-1]
 
     def stub(self, channel: Channel) -> Any:
         return Stub(self, channel)
@@ -72,6 +75,9 @@ class Stub:
         address = self._channel.address
         if address in self._peers.held:
             self._peers.held[address].wait(10)
+        if self._peers.no_thread:
+            self._peers.no_thread -= 1
+            raise RuntimeError("can't start new thread")
         call = Call()
         self._peers.calls.setdefault(address, []).append(call)
         return call
@@ -129,3 +135,60 @@ def test_the_end_of_a_link_that_was_given_up_is_not_the_end_of_its_successor(pee
     links.deliver(0)
     assert ("link_down", "b") in receiver.told
     links.disconnect("b")
+
+
+def test_a_link_outlives_a_host_that_has_no_file_descriptor_left() -> None:
+    """One "too many open files" while the certificate was read, and the manager never asked that other one for anything again:
+    as the leader it sent it no entry, until it was started anew."""
+    attempts = []
+
+    def tls() -> TlsMaterial:
+        attempts.append(1)
+        raise OSError(24, "Too many open files")
+
+    links, _ = made_links(tls)
+    links.connect(MemberNode("b", "b:1"))
+    eventually(lambda: len(attempts) >= 3)
+    links.disconnect("b")
+
+
+def test_a_link_outlives_a_host_that_has_no_thread_left(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for "can't start new thread". Nothing is asked of gRPC before: it would leave a channel that is stuck."""
+    real = threading.Thread.start
+    refused: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if threading.current_thread().name.startswith("raft-link") and len(refused) < 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    links, _ = made_links()
+    links.connect(MemberNode("b", "b:1"))
+    eventually(lambda: links._links["b"].up)
+    assert len(refused) == 2
+    assert [channel.closed for channel in peers.channels] == [False]
+    assert not links.stuck_channels
+    end(links, peers)
+
+
+def test_a_channel_for_which_grpc_found_no_thread_is_neither_used_nor_closed(peers: Peers) -> None:
+    """Its next call would never end, and the link with it; `close` neither."""
+    peers.no_thread = 1
+    links, _ = made_links()
+    links.connect(MemberNode("b", "b:1"))
+    eventually(lambda: links._links["b"].up)
+    stuck, used = peers.channels
+    assert list(map(id, links.stuck_channels)) == [id(stuck)]
+    end(links, peers)
+    assert (stuck.closed, used.closed) == (False, True)
+
+
+def end(links: GrpcLinks, peers: Peers) -> None:
+    """Gives up the link to b, whose call ends."""
+    thread = links._links["b"]._thread
+    links.disconnect("b")
+    for call in peers.calls["b:1"]:
+        call.ends.set()
+    eventually(lambda: not thread.is_alive())
