@@ -256,7 +256,8 @@ class GrpcLinks(Links):
             log.warning("the snapshot for manager %s was not delivered: %s", node.id, _describe(error))
         except (OSError, SwarmError) as error:
             log.warning("the snapshot for manager %s could not be sent: %s", node.id, error)
-        self.post(self._transfer_ended, node.id, delivered)
+        finally:  # whatever it was: as long as this one is under way, the leader begins no other
+            self.post(self._transfer_ended, node.id, delivered)
 
     def _transfer_ended(self, node_id: str, delivered: bool) -> None:
         if self.receiver is not None:

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from swarm.v1 import raft_pb2 as pb
 from swarm.v1 import raft_pb2_grpc
 
 from orchestrator.raft import transport
+from orchestrator.raft.disk import LocalDirectory
 from orchestrator.raft.engine import MemberNode
+from orchestrator.raft.snapshots import SnapshotStore
 from orchestrator.raft.transport import GrpcLinks
 
 
@@ -70,6 +73,9 @@ class Channel:
 class Stub:
     def __init__(self, peers: Peers, channel: Channel) -> None:
         self._peers, self._channel = peers, channel
+
+    def InstallSnapshot(self, parts: object, timeout: float) -> None:
+        raise RuntimeError("can't start new thread")
 
     def Exchange(self, frames: object) -> Call:
         address = self._channel.address
@@ -192,3 +198,21 @@ def end(links: GrpcLinks, peers: Peers) -> None:
     for call in peers.calls["b:1"]:
         call.ends.set()
     eventually(lambda: not thread.is_alive())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_snapshot_whose_sending_failed_for_whatever_reason_may_be_sent_again(peers: Peers, tmp_path: Path) -> None:
+    """A manager that had been away for long asked for a snapshot while the leader's host had no thread left: it got none as
+    long as that leader led, and stayed behind."""
+    links, receiver = made_links()
+    links.snapshots = SnapshotStore(LocalDirectory(tmp_path))
+    snapshot = links.snapshots.write(5, 1, pb.RaftConfiguration(), [b"state"])
+    peers.held["b:1"] = threading.Event()  # the link itself tells nothing meanwhile
+    links.connect(MemberNode("b", "b:1"))
+    assert links.transmit_snapshot("b", snapshot, 1)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "raft-snapshot-b"]:
+        thread.join(5)
+    links.deliver(0)
+    assert receiver.told == [("snapshot_transfer_ended", "b", False)]
+    links.disconnect("b")
+    peers.held["b:1"].set()
