@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 import grpc
-from swarm.cancellation import cancelled
+from swarm.cancellation import cancelled, raise_if_cancelled
 from swarm.errors import InvalidArgument, PermissionDenied, Unavailable
 from swarm.identity import Role, peer_from_auth_context
 from swarm.v1 import raft_pb2 as pb
@@ -22,6 +22,8 @@ from orchestrator.raft.framing import ANSWERS, Reassembly, frames
 from orchestrator.raft.sessions import Session
 from orchestrator.raft.snapshots import file_name
 from orchestrator.raft.transport import GrpcLinks
+
+T = TypeVar("T")
 
 
 class RaftService(rpc.RaftServicer):
@@ -78,14 +80,16 @@ class RaftService(rpc.RaftServicer):
                 if incoming is None:
                     offer.CopyFrom(part.offer)
                     name = file_name(offer.index, offer.index_term)
-                    incoming = stack.enter_context(await asyncio.to_thread(store.receive, name))
+                    incoming = stack.enter_context(await _in_thread(store.receive, name))
                 received += len(part.data)
                 if received > offer.size:
                     raise InvalidArgument("the snapshot is longer than it was announced")
-                await asyncio.to_thread(incoming.add, part.data)
+                await _in_thread(incoming.add, part.data)
+                raise_if_cancelled()
             if incoming is None or received != offer.size:
                 raise InvalidArgument("the snapshot is shorter than it was announced")
-            await asyncio.to_thread(incoming.finish)
+            await _in_thread(incoming.finish)
+            raise_if_cancelled()
         self._links.post_snapshot(node_id, offer, file_name(offer.index, offer.index_term))
         return pb.RaftSnapshotReceipt()
 
@@ -99,3 +103,13 @@ class RaftService(rpc.RaftServicer):
         if self._links.receiver is None:
             raise Unavailable("this manager is starting or stopping; repeat later")
         return peer.name
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns, once its thread has ended: also where the call is cancelled meanwhile, which `raise_if_cancelled`
+    then tells. The caller would close the file that the thread writes to, and its number may be another file's at once."""
+    running = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+    while not running.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({running})
+    return running.result()
