@@ -213,7 +213,10 @@ class RaftNode(Consensus):
         self._mail_scheduled = False
         while self._mail:
             action, arguments = self._mail.popleft()
-            action(*arguments)
+            try:
+                action(*arguments)
+            except Exception:
+                log.exception("news of the replicated log were not taken")  # what waits behind them is for others
 
     def disk_begins(self, peers: list[str], message: pb.RaftMessage) -> None:
         """From the core, on the tick thread."""
