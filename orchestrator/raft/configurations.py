@@ -136,6 +136,6 @@ class Configurations(Replication):
         group.add(node)
 
     def reachable(self) -> frozenset[str]:
-        """The members that answered this leader lately, and itself."""
-        since = self.clock() - self.timings.quorum
-        return frozenset({self.own_id, *(node.id for node, when in self.last_response.items() if when >= since)})
+        """The members that answered this leader lately, and itself. Also asked from the event loop, hence the copy."""
+        since, answers = self.clock() - self.timings.quorum, list(self.last_response.items())
+        return frozenset({self.own_id, *(node.id for node, when in answers if when >= since)})
