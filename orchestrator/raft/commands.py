@@ -74,12 +74,13 @@ class Commands(Handover):
             else:
                 self._append(command, proposal)
 
-    def _append(self, command: bytes, proposal: Proposal) -> None:
+    def _append(self, command: bytes, proposal: Proposal) -> bool:
         if not proposal.begin():
-            return
+            return False
         proposal.index = self.last_index + 1
         self.journal.add(command, proposal.index, self.term)
         self.waiting()[proposal.index].append((self.term, proposal))
+        return True
 
     # ---- applying
 

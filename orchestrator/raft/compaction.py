@@ -53,8 +53,8 @@ class Compaction(Configurations):
 
     # ---- taking
 
-    def is_installing(self) -> bool:
-        return self._installing is not None
+    def installing(self) -> int | None:
+        return self._installing.index if self._installing is not None else None
 
     def start_snapshot_transfer(self, node_id: str, snapshot: Snapshot) -> bool:
         return self.links.transmit_snapshot(node_id, snapshot, self.term)
@@ -65,15 +65,8 @@ class Compaction(Configurations):
             return
         covered = self.snapshot.index if self.snapshot else self.base_index
         grown = self.applied_index() - covered
-        if grown <= 0 or (
-            grown < self.compaction.entries
-            and (
-                self.journal.bytes_in_memory - self._kept_bytes < self.compaction.bytes
-                or grown < self.compaction.entries // 20
-            )
-        ):
-            return
-        self.take_snapshot()
+        if grown > 0 and self.compaction.is_due(grown, self.journal.bytes_in_memory - self._kept_bytes):
+            self.take_snapshot()
 
     def take_snapshot(self, done: Callable[[SwarmError | None], None] | None = None) -> None:
         """Stores the applied state, in the background."""
@@ -163,11 +156,13 @@ class Compaction(Configurations):
         for index in [known for known in self.waiting() if known <= snapshot.index]:
             for _, proposal in self.waiting().pop(index):
                 proposal.end(leadership_lost())
+        self._kept_bytes = self.journal.bytes_in_memory
         self._adopt_configuration()
         self._answer_installed(snapshot.index)
 
     def _answer_installed(self, index: int) -> None:
         """What is applied is committed, hence equal to the log of any leader of our term."""
         if self.leader_node is not None and self.role is Role.FOLLOWER:
-            answer = pb.AppendResponse(term=self.term, success=True, match_index=index)
+            full = self._is_disk_full()
+            answer = pb.AppendResponse(term=self.term, success=True, match_index=index, disk_full=full)
             self._answer(self.leader_node, answer)

@@ -54,6 +54,15 @@ class CompactionPolicy:
     catch_up_entries: int = 160_000  # of the whole log
     catch_up_bytes: int = 64 << 20
 
+    def is_due(self, entries: int, bytes_: int) -> bool:
+        """Whether so much new log is worth a snapshot: it costs as much as the state is large, so that a few large entries
+        wait for one another."""
+        return (
+            entries >= self.entries
+            or (bytes_ >= self.bytes and entries >= self.entries // 20)
+            or bytes_ >= self.catch_up_bytes
+        )
+
 
 @dataclass(frozen=True)
 class RaftConfig:

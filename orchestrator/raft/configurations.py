@@ -17,7 +17,7 @@ from orchestrator.consensus import Committed
 from orchestrator.raft import membership
 from orchestrator.raft.engine import MemberNode, Role
 from orchestrator.raft.links import Links
-from orchestrator.raft.proposals import Proposal
+from orchestrator.raft.proposals import Proposal, Stage
 from orchestrator.raft.replication import Replication
 from orchestrator.raft.surroundings import Observer
 
@@ -44,7 +44,8 @@ class Configurations(Replication):
         """Whether this member leads and has applied an entry of its own term."""
         raise NotImplementedError
 
-    def _append(self, command: bytes, proposal: Proposal) -> None:
+    def _append(self, command: bytes, proposal: Proposal) -> bool:
+        """Puts it into the log; False where the caller has gone."""
         raise NotImplementedError
 
     # ---- changes
@@ -70,8 +71,8 @@ class Configurations(Replication):
             raise FailedPrecondition("a leader cannot remove itself; it hands leadership over first")
         command = membership.encode(changed)
         self.journal.reserve(len(command))
-        self._append(command, proposal)
-        self.configuration_appended(self.last_index, changed)
+        if self._append(command, proposal):
+            self.configuration_appended(self.last_index, changed)
 
     def _promote_learners(self) -> None:
         """A learner that has caught up gets its vote."""
@@ -80,11 +81,10 @@ class Configurations(Replication):
         for node in sorted(self.learner_nodes, key=lambda node: str(node.id)):
             match = self.match_index.get(node, 0)  # 0: it has not answered yet
             if node in self.connected and match > 0 and match + _PROMOTION_LAG >= self.last_index:
-                log.info("manager %s has caught up and gets its vote", node.id)
-                self.change_configuration(
-                    lambda now, node=node: membership.with_vote(now, node.id),  # type: ignore[misc]
-                    Proposal(b"", float("inf"), lambda _: None),
-                )
+                proposal = Proposal(b"", float("inf"), lambda _: None)
+                self.change_configuration(lambda now, node=node: membership.with_vote(now, node.id), proposal)  # type: ignore[misc]
+                if proposal.stage is Stage.APPENDED:
+                    log.info("manager %s has caught up and gets its vote", node.id)
                 return
 
     def configuration_appended(self, index: int, configuration: pb.RaftConfiguration) -> None:

@@ -116,7 +116,9 @@ class Core(Commands):
         now = self.clock()
         due = min(self.next_heartbeat(), self.commit_news_at) if self.role is Role.LEADER else self.election_deadline
         alone_behind = self.role is Role.LEADER and not self.voter_nodes and self.commit_index < self.last_index
-        if alone_behind or self.applied_index() < self.commit_index or self._reads.waiting or self.journal.dirty:
+        may_apply = self.applied_index() < self.commit_index and not self.is_installing()
+        may_ask = self._reads.waiting and self._is_ready()
+        if alone_behind or may_apply or may_ask or self.journal.dirty:
             due = now
         self.links.deliver(max(0.0, min(longest, due - now, _LONGEST_WAIT)))
 
@@ -143,7 +145,8 @@ class Core(Commands):
             message = pb.RaftMessage(append_entries=pb.AppendEntries(term=self.term, presence_only=True))
         else:
             peers = [leader.id] if leader is not None and not self.journal.hard_state_dirty else []
-            message = pb.RaftMessage(append_response=pb.AppendResponse(term=self.term))
+            full = self._no_room_for is not None
+            message = pb.RaftMessage(append_response=pb.AppendResponse(term=self.term, disk_full=full))
         self._observer.disk_begins(peers, message)
         try:
             self.journal.sync()

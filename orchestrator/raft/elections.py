@@ -54,8 +54,12 @@ class Elections(Engine):
     def send_message(self, node_id: str, message: pb.RaftMessage) -> bool:
         raise NotImplementedError
 
-    def is_installing(self) -> bool:
+    def installing(self) -> int | None:
+        """The last entry of the snapshot that is being installed."""
         raise NotImplementedError
+
+    def is_installing(self) -> bool:
+        return self.installing() is not None
 
     def is_receiving(self) -> bool:
         """Whether messages of others would reach us now."""
@@ -91,13 +95,16 @@ class Elections(Engine):
             self.election_deadline = now + self.timings.heartbeat / 2
             return
         self._postpone_election(now)
-        if not self.is_electable():
-            return
+        asks = self.is_electable()
         if self.leader_node is not None:
-            log.info("no word of leader %s for %.2f s; asking for votes", self.leader_node.id, now - self._leader_heard)
+            silent = now - self._leader_heard
+            log.info(
+                "no word of leader %s for %.2f s%s", self.leader_node.id, silent, "; asking for votes" if asks else ""
+            )
         self._leader_lost = True
         self.leader_node = None
-        self._ask_prevotes()
+        if asks:
+            self._ask_prevotes()
 
     def _forgive_own_stall(self, now: float) -> None:
         last, self._last_tick = self._last_tick, now
@@ -108,7 +115,7 @@ class Elections(Engine):
             return
         if self.role is Role.LEADER:
             for node in self.last_response:
-                self.last_response[node] += stall
+                self.last_response[node] = min(now, self.last_response[node] + stall)
         elif self.election_deadline <= now:
             self._postpone_election(now)
 
@@ -150,7 +157,12 @@ class Elections(Engine):
         self._heard[node.id] = self.clock()
         up_to_date = (request.last_log_term, request.last_log_index) >= (self.last_term, self.last_index)
         if request.prevote:
-            granted = request.term > self.term and up_to_date and not self._has_live_leader()
+            granted = (
+                request.term > self.term
+                and up_to_date
+                and not self._has_live_leader()
+                and self.journal.has_margin()  # for the vote that is asked for next
+            )
             term = request.term if granted else self.term
         else:
             granted = (

@@ -22,6 +22,9 @@ from orchestrator.raft.proposals import Proposal
 
 log = logging.getLogger(__name__)
 
+# Whoever is told to take over needs one round trip. Writes wait for it, so that one who stopped is not waited for for long.
+_TAKE_OVER_ELECTIONS = 2
+
 
 @dataclass
 class _Transfer:
@@ -30,7 +33,7 @@ class _Transfer:
     target: MemberNode
     until: float
     done: Callable[[SwarmError | None], None]
-    told: bool = False
+    told_until: float | None = None  # it was told to take over, and should have by then
 
 
 class Handover(Compaction):
@@ -81,12 +84,13 @@ class Handover(Compaction):
         transfer = self._transfer
         if transfer is None:
             return
-        if self.clock() > transfer.until:
+        now = self.clock()
+        if now > (transfer.until if transfer.told_until is None else transfer.told_until):
             self._transfer = None
             self._answer_held(handed_over=False)
             transfer.done(Unavailable(f"manager {transfer.target.id} did not take over leadership in time"))
-        elif not transfer.told and self.match_index.get(transfer.target, 0) == self.last_index:
-            transfer.told = True
+        elif transfer.told_until is None and self.match_index.get(transfer.target, 0) == self.last_index:
+            transfer.told_until = min(transfer.until, now + self.timings.election_max * _TAKE_OVER_ELECTIONS)
             self.send_message(transfer.target.id, pb.RaftMessage(timeout_now=pb.TimeoutNow(term=self.term)))
 
     def _handed_over(self) -> None:

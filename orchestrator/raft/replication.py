@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 BATCH_ENTRIES = 2000
 BATCH_BYTES = 1 << 20
 _FLIGHTS = 4  # batches on their way to one peer
-_FLIGHT_TIMEOUT_ELECTIONS = 3  # an answer that takes longer than so many election timeouts is taken for lost
+# An answer is taken for lost when nothing has come for so many election timeouts; for twice as many the next time, as a link
+# that is merely slow would only be fed the same entries again and again.
+_FLIGHT_TIMEOUT_ELECTIONS = 3
+_PATIENCE_DOUBLED = 5  # times, at most
 # Who knows already that its entries are stored needs to hear of their commit, but nobody waits for that: it travels with the
 # next entries where they come soon, and by itself after this long. It spares half of all messages.
 _COMMIT_NEWS_WAIT = 0.002
@@ -52,6 +55,8 @@ class Progress:
     """What the leader knows of one peer."""
 
     flights: deque[_Flight] = field(default_factory=deque)
+    progressed: float = 0.0  # when its log was last known to have grown, or was asked anew
+    asked_anew: int = 0  # times since then
     probing: bool = True  # where the logs part is not known yet: one batch at a time
     ignore_until: int = 0  # answers to messages up to this sequence say nothing new of a mismatch
     acknowledged: int = 0  # highest sequence that was answered in this term
@@ -104,7 +109,11 @@ class Replication(Elections):
 
     def _send_to(self, node: MemberNode, now: float) -> None:
         progress = self.progress.setdefault(node.id, Progress())
-        if progress.flights and now - progress.flights[0].sent > self.timings.election_max * _FLIGHT_TIMEOUT_ELECTIONS:
+        patience = (
+            self.timings.election_max * _FLIGHT_TIMEOUT_ELECTIONS * 2 ** min(progress.asked_anew, _PATIENCE_DOUBLED)
+        )
+        if progress.flights and now - max(progress.flights[0].sent, progress.progressed) > patience:
+            progress.progressed, progress.asked_anew = now, progress.asked_anew + 1
             self._send_again(node, progress)
         following, match = self.next_index[node], self.match_index.get(node, 0)
         if following <= self.base_index:
@@ -193,6 +202,7 @@ class Replication(Elections):
             log.warning("manager %s %s", node.id, "has no room on its disk" if answer.disk_full else "has room again")
         if answer.installing:
             progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
+            progress.snapshot_sent = answer.match_index  # perhaps by the leader before
         before = self.match_index.get(node, 0)
         sent_up_to = self._landed(progress, answer.sequence)
         if answer.success:
@@ -200,6 +210,8 @@ class Replication(Elections):
             if progress.snapshot_sent and match >= progress.snapshot_sent:
                 # Installed. Should the log have left it behind once more, the next one need not wait.
                 progress.snapshot_sent, progress.snapshot_not_before = 0, 0.0
+            if match > before:
+                progress.progressed, progress.asked_anew = self.clock(), max(0, progress.asked_anew - 1)
             if sent_up_to > match:
                 # It did not take all: its disk is full. It is asked again at the heartbeat's pace.
                 self._start_over(node, progress, match + 1)
@@ -243,8 +255,8 @@ class Replication(Elections):
             raise Conflict(f"manager {node.id} leads term {message.term} as well as this one")
         self._heard_leader(node)
         answer = pb.AppendResponse(term=self.term, sequence=message.sequence)
-        if self.is_installing():
-            answer.installing = True
+        if (installing := self.installing()) is not None:
+            answer.installing, answer.match_index = True, installing
         elif not message.presence_only:
             verified = self._take(message, answer)
             self._commit_up_to(min(message.commit_index, verified))

@@ -239,4 +239,8 @@ class Faults:
             if isinstance(outcome, Committed):
                 world.counts[what] += 1
 
-        leader.links.post(leader.core.change_configuration, change, Proposal(b"", world.now + 5, answer))
+        proposal = Proposal(b"", world.now + 5, answer)
+        leader.links.post(leader.core.change_configuration, change, proposal)
+        if world.rng.random() < 0.1:
+            world.counts["change withdrawn"] += 1
+            proposal.expire()  # its caller has gone before the leader comes to it: nothing is to change

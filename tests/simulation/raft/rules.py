@@ -66,7 +66,15 @@ class Rules:
                 continue
             if core.role is Role.LEADER:
                 self._check_leader(name, core)
+            self._check_members(name, core)
             self._check_committed(name, core)
+
+    def _check_members(self, name: str, core: Any) -> None:
+        """A member goes by a configuration that its log holds."""
+        index, covered = core.history.current_index, core.snapshot.index if core.snapshot is not None else 0
+        entry = core.entry(index) if index > max(core.base_index, covered) else None
+        if entry is not None and membership.decode(entry[0]) != core.history.current:
+            self._world.violated(f"{name} goes by members that entry {index} of its log does not name")
 
     def _check_leader(self, name: str, core: Any) -> None:
         before = self._leaders.setdefault(core.term, name)
