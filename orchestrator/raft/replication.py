@@ -62,7 +62,7 @@ class Progress:
     acknowledged: int = 0  # highest sequence that was answered in this term
     commit_told: int = 0
     disk_full: bool = False  # it says that it has no room
-    transferring: bool = False  # a snapshot is on its way
+    transferring: int = 0  # the last entry of the snapshot that is on its way; 0: none is
     snapshot_sent: int = 0  # the last entry of the snapshot that is on its way or being installed
     snapshot_not_before: float = 0.0
 
@@ -168,13 +168,14 @@ class Replication(Elections):
         if progress.transferring or now < progress.snapshot_not_before or self.snapshot is None:
             return
         progress.snapshot_not_before = now + _SNAPSHOT_RETRY
-        progress.transferring = self.start_snapshot_transfer(node.id, self.snapshot)
-        progress.snapshot_sent = self.snapshot.index if progress.transferring else 0
+        begun = self.start_snapshot_transfer(node.id, self.snapshot)
+        progress.transferring = progress.snapshot_sent = self.snapshot.index if begun else 0
 
-    def snapshot_transfer_ended(self, node_id: str, delivered: bool) -> None:
+    def snapshot_transfer_ended(self, node_id: str, term: int, index: int, delivered: bool) -> None:
+        """A transfer of the leadership in `term`, of the snapshot up to entry `index`; an earlier one says nothing now."""
         progress = self.progress.get(node_id)
-        if progress is not None:
-            progress.transferring = False
+        if progress is not None and term == self.term and index == progress.transferring:
+            progress.transferring = 0
             progress.snapshot_not_before = self.clock() + _SNAPSHOT_RETRY
             if not delivered:
                 progress.snapshot_sent = 0

@@ -257,11 +257,11 @@ class GrpcLinks(Links):
         except (OSError, SwarmError) as error:
             log.warning("the snapshot for manager %s could not be sent: %s", node.id, error)
         finally:  # whatever it was: as long as this one is under way, the leader begins no other
-            self.post(self._transfer_ended, node.id, delivered)
+            self.post(self._transfer_ended, node.id, term, snapshot.index, delivered)
 
-    def _transfer_ended(self, node_id: str, delivered: bool) -> None:
+    def _transfer_ended(self, node_id: str, term: int, index: int, delivered: bool) -> None:
         if self.receiver is not None:
-            self.receiver.snapshot_transfer_ended(node_id, delivered)
+            self.receiver.snapshot_transfer_ended(node_id, term, index, delivered)
 
     # ---- from the links' threads and the event loop
 

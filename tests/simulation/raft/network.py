@@ -157,7 +157,7 @@ class Network:
                 self._world.counts["snapshot sent"] += 1
                 arrived = other.receive_snapshot(source, offer, data)
             if host.core is not None:
-                host.links.post(host.core.snapshot_transfer_ended, target, arrived)
+                host.links.post(host.core.snapshot_transfer_ended, target, term, snapshot.index, arrived)
 
         self._world.after(self._rng.uniform(0.02, 0.5), deliver)
         return True

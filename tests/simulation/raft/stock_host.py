@@ -236,7 +236,9 @@ class StockCore:
     @property
     def history(self) -> Any:
         names = sorted({self._host.name, *(node.id for node in self._of("otherNodes"))})
-        return SimpleNamespace(current_index=0, current=membership.founding(Member(name, f"{name}:1") for name in names))
+        return SimpleNamespace(
+            current_index=0, current=membership.founding(Member(name, f"{name}:1") for name in names)
+        )
 
     def _is_ready(self) -> bool:
         own_entry = self._of("noopIDx")

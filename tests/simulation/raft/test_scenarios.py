@@ -268,3 +268,15 @@ def test_large_entries_are_worth_a_snapshot_before_they_are_many() -> None:
     assert policy.is_due(2_000, 20 << 20)
     assert policy.is_due(64, 64 << 20)
     assert policy.is_due(40_000, 1 << 20)
+
+
+def test_the_end_of_a_transfer_is_that_of_its_own_leadership() -> None:
+    """That of an earlier one was taken for the end of the transfer under way: the log moved on without what that needs."""
+    _, leader, one, _ = settled()
+    progress = leader.core.progress[one.name]
+    progress.transferring = progress.snapshot_sent = 200
+    leader.core.snapshot_transfer_ended(one.name, leader.core.term - 1, 200, True)
+    leader.core.snapshot_transfer_ended(one.name, leader.core.term, 100, False)
+    assert (progress.transferring, progress.snapshot_sent) == (200, 200)
+    leader.core.snapshot_transfer_ended(one.name, leader.core.term, 200, False)
+    assert (progress.transferring, progress.snapshot_sent) == (0, 0)

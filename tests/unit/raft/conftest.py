@@ -114,7 +114,9 @@ class Lab:
                 await manager.join(*self.managers)
             self.managers.append(manager)
         core = self.managers[0].node._running()
-        await until(lambda: core.history.current_index <= core.commit_index)  # the last change is not under way any more
+        await until(
+            lambda: core.history.current_index <= core.commit_index
+        )  # the last change is not under way any more
         return list(self.managers)
 
     async def restarted(self, manager: Manager) -> Manager:

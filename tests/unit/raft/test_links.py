@@ -213,6 +213,6 @@ def test_a_snapshot_whose_sending_failed_for_whatever_reason_may_be_sent_again(p
     for thread in [thread for thread in threading.enumerate() if thread.name == "raft-snapshot-b"]:
         thread.join(5)
     links.deliver(0)
-    assert receiver.told == [("snapshot_transfer_ended", "b", False)]
+    assert receiver.told == [("snapshot_transfer_ended", "b", 1, 5, False)]
     links.disconnect("b")
     peers.held["b:1"].set()
