@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from swarm import certificate_text
-from swarm.errors import FailedPrecondition, Unauthenticated
+from swarm.errors import FailedPrecondition, ResourceExhausted, Unauthenticated, is_disk_full
 
 BACKDATED_SECONDS = 3600.0  # certificates begin this much before they were issued: hosts' clocks differ
 JOINING_GRACE = 60.0  # seconds from the issue of a certificate to when everybody knows its node
@@ -133,7 +133,15 @@ class TlsFiles:
         return self.key.exists() and self.certificate.exists() and self.ca.exists()
 
     def write(self, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
-        """Replaces key, certificate and CA certificate in one step that survives a crash."""
+        """Replaces key, certificate and CA certificate in one step that survives a crash. Raises ResourceExhausted where the
+        disk has no room, FailedPrecondition where they cannot be written for another reason; the old ones stay."""
+        try:
+            self._write(key_pem, certificate_pem, ca_pem)
+        except OSError as error:
+            kind = ResourceExhausted if is_disk_full(error) else FailedPrecondition
+            raise kind(f"the certificate cannot be written to {self.directory}: {error}") from error
+
+    def _write(self, key_pem: bytes, certificate_pem: bytes, ca_pem: bytes) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         before = self._generation()
         generation = Path(tempfile.mkdtemp(prefix="generation-", dir=self.directory))

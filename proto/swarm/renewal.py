@@ -91,7 +91,9 @@ class Renewal:
     async def run(self) -> None:
         """Until cancelled, or until the cluster says that this node is no member any more (raises Unauthenticated)."""
         failures = _BACKOFF.delays(self._rng)
-        due = renewal_time(self._files.read().peer, self._rng.random())
+        due = self._clock.wall()  # where it cannot be read, trying at once says so
+        with contextlib.suppress(SwarmError):
+            due = renewal_time(self._files.read().peer, self._rng.random())
         while True:
             await self._wait_until(due)
             self._now.clear()

@@ -51,4 +51,6 @@ def _refuse_more(options: UpdateFlags) -> None:
         no_resolve_image=options.no_resolve_image,
     )
     if options != plain:
-        raise InvalidArgument("--rollback returns to the previous revision as it was; give it without other changes")
+        raise InvalidArgument(
+            "--rollback returns to the task spec of the previous revision; give it without other changes"
+        )

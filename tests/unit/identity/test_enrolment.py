@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from swarm import renewal as renewal_module
 from swarm.clock import ManualClock, SystemClock
 from swarm.enrolment import join, split_address, with_default_port
-from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, SwarmError, Unauthenticated, Unavailable
+from swarm.errors import (
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    ResourceExhausted,
+    SwarmError,
+    Unauthenticated,
+    Unavailable,
+)
 from swarm.identity import Peer, Role, TlsFiles, TlsMaterial
 from swarm.ids import id_source
 from swarm.keys import new_key_and_request
@@ -362,6 +373,47 @@ async def test_the_loop_renews_when_asked_and_tries_the_next_manager(tmp_path: P
     assert calls.asked == ["a:1", "b:1"]
     assert files.read().certificate != before.certificate
     assert loop.failed is None
+
+
+@pytest.mark.parametrize("unreadable", [False, True])
+async def test_the_loop_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: bool) -> None:
+    """The node daemon ended, with all its tasks' services, because its certificate could not be written for a moment."""
+    monkeypatch.setattr(renewal_module, "LONGEST_SLEEP", 0.01)
+    authority = RootAuthority.create("c1", time.time())
+    files = member_files(authority, tmp_path)
+    clock = ManualClock(time.time())
+    renewed: asyncio.Queue[Peer] = asyncio.Queue()
+    loop = Renewal(
+        files, lambda: ["a:1"], clock=clock, rng=random.Random(1), on_renewed=renewed.put, call=_Calls(authority)
+    )
+    failures = [OSError(errno.ENOSPC, "No space left on device")]
+    make_directory, read_bytes = tempfile.mkdtemp, Path.read_bytes
+
+    def full(**options: Any) -> str:
+        if failures and not unreadable:
+            raise failures.pop()
+        return make_directory(**options)
+
+    def short_of_descriptors(path: Path) -> bytes:
+        if failures and unreadable:
+            failures.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_bytes(path)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    monkeypatch.setattr(Path, "read_bytes", short_of_descriptors)
+    async with asyncio.TaskGroup() as group:
+        running_loop = group.create_task(loop.run())
+        loop.request()
+        if not unreadable:
+            async with asyncio.timeout(TIMEOUT):
+                while loop.failed is None:  # noqa: ASYNC110 – nothing announces it
+                    await asyncio.sleep(0.01)
+            assert isinstance(loop.failed, ResourceExhausted)
+            clock.advance(60)
+        await asyncio.wait_for(renewed.get(), TIMEOUT)
+        running_loop.cancel()
+    assert not failures and loop.failed is None
 
 
 async def test_requests_that_follow_a_renewal_wait_a_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
