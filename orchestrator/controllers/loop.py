@@ -76,10 +76,8 @@ class ControlLoop:
                 return True
             try:
                 await self._commit(decision.changes)
-            except (
-                Conflict,
-                AlreadyExists,
-            ) as error:  # the port that was chosen, by a service that asks for it by number
+            except (Conflict, AlreadyExists) as error:
+                # AlreadyExists: a service that asks for a port by its number was quicker than the choice of that port.
                 core.again()
                 conflicts += 1
                 log.debug("decided anew: %s", error)

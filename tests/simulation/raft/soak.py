@@ -62,6 +62,7 @@ def soak(
     """Simulates Raft clusters under faults, seed after seed, and checks every promise."""
     met: Counter[str] = Counter()
     begun = told = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: else the other processes would go on
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_process)
     try:
         for done in as_completed([pool.submit(run_group, group) for group in _groups(first, seeds)]):
