@@ -35,7 +35,7 @@ GROUPS: dict[str, Group] = {
             "inspect": Entry("services:inspect", "Show services in full"),
             "scale": Entry("service_scale:scale", "Set the number of replicas of services"),
             "update": Entry("service_update:update", "Change a service"),
-            "rollback": Entry("service_scale:rollback", "Return a service to its previous revision"),
+            "rollback": Entry("service_scale:rollback", "Return a service's tasks to their previous spec"),
             "logs": Entry("service_logs:logs", "Show the output of a service or a task"),
             "rm": Entry("services:rm", "Remove services"),
         },

@@ -56,7 +56,7 @@ def scale(
 
 @takes(WaitFlags)
 def rollback(context: typer.Context, service: Service, *, options: WaitFlags) -> None:
-    """Return a service's tasks to their previous spec; replicas, labels and ports stay as they are."""
+    """Return a service's tasks to their previous spec. Replicas, labels and ports stay as they are."""
     seconds = wait_seconds(options)
     managers = session(context).control()
     changed = roll_back(managers, service)
