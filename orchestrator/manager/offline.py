@@ -33,6 +33,7 @@ from orchestrator.identity.revocation import revoke
 from orchestrator.manager.data_key import data_key, has_log
 from orchestrator.manager.options import OfflineOptions, Places
 from orchestrator.manager.pidfile import locked
+from orchestrator.raft.disk import LocalDirectory
 from orchestrator.store import Change, Create, Kind, Remove, Snapshot, Store, Transactions, Update, copy_of, features
 from orchestrator.store.persistence import load
 
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 COPIES = 3  # attempts to copy the log of a manager that goes on writing
 REPLACED = "raft.replaced"  # the log that a restore put aside, beside the new one
+RESTORING = "raft.restoring"  # the new one while it is made
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,11 @@ def restore(options: OfflineOptions, clock: Clock, ids: IdSource) -> dict[str, A
         else:
             member = _new_identity(options, cluster, clock, ids)
         _note(options, member, ids)
-        _put_aside(places)
-        places.raft.mkdir(mode=0o700)
-        recovery.restore(path, places.raft, member, data_key=data_key(places))
+        made = places.manager / RESTORING
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(mode=0o700)
+        recovery.restore(path, made, member, data_key=data_key(places))
+        _put_in_place(made, places)
         places.bootstrap.unlink(missing_ok=True)
         places.superseded.unlink(missing_ok=True)
     return {"node_id": member.node_id, **inspect(path)}
@@ -202,11 +206,15 @@ def _new_identity(options: OfflineOptions, cluster: types.Cluster, clock: Clock,
     return Member(node_id, join_host_port(options.advertise, options.cluster_port))
 
 
-def _put_aside(places: Places) -> None:
+def _put_in_place(made: Path, places: Places) -> None:
+    """The whole log takes the place of the former one, which is put aside. Killed at any moment, a restore may be repeated and
+    leaves the former one either in its place or aside."""
     if places.raft.exists():
         replaced = places.manager / REPLACED
         shutil.rmtree(replaced, ignore_errors=True)
         places.raft.rename(replaced)
+    made.rename(places.raft)
+    LocalDirectory(places.manager).sync()
 
 
 # -------------------------------------------------------------------------------------------------- the manager afterwards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,26 @@ from swarm.ids import id_source
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.consensus import Member
-from orchestrator.identity.membership import new_node
+from orchestrator.identity.authority import RootAuthority
+from orchestrator.identity.membership import bootstrap_objects, new_node
 from orchestrator.manager.bootstrap import initialise
 from orchestrator.manager.data_key import data_key
-from orchestrator.manager.offline import Cut, commit_cut, cut_changes, inspect, read_cut, recover
+from orchestrator.manager.offline import (
+    REPLACED,
+    Cut,
+    commit_cut,
+    cut_changes,
+    inspect,
+    read_cut,
+    recover,
+    restore,
+)
 from orchestrator.manager.options import InitOptions, OfflineOptions, Places
+from orchestrator.raft import membership, recovery
+from orchestrator.raft.disk import LocalDirectory
+from orchestrator.raft.snapshots import SnapshotStore
 from orchestrator.store import Create, Snapshot
+from orchestrator.store.persistence import dump
 from tests.unit.dispatcher.worlds import World
 
 NOW = 1_700_000_000.0
@@ -144,3 +159,40 @@ def test_a_key_is_made_with_the_log_and_never_after_it(tmp_path: Path) -> None:
     places.data_key.parent.mkdir()
     places.data_key.touch()
     assert data_key(places) == places.data_key
+
+
+def test_a_restore_that_is_killed_keeps_the_former_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated after that, it threw away what the first attempt had put aside: the only copy of the former log."""
+    changes = bootstrap_objects(
+        types.ClusterSpec(name="default"),
+        cluster_id="c1",
+        authority=RootAuthority.create("c1", NOW),
+        node_id="m1",
+        hostname="m1",
+        address="192.0.2.1:2378",
+        availability=types.AVAILABILITY_ACTIVE,
+        ids=id_source(),
+        rng=random.Random(1),
+    )
+    saved = SnapshotStore(LocalDirectory(tmp_path)).write(
+        0, 1, membership.founding([Member("m1", "192.0.2.1:2378")]), dump(Snapshot().with_changes(changes), ())
+    )
+    places = Places(tmp_path / "state", tmp_path / "run")
+    options = OfflineOptions("restore", places, "192.0.2.1", "m1", 2378, False, tmp_path / saved.name)
+    places.raft.mkdir(parents=True)
+    (places.raft / "former").touch()
+
+    def killed(path: Path, directory: Path, *_: object, **__: object) -> None:
+        (directory / "half").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "restore", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                restore(options, SystemClock(), id_source())
+    assert (places.raft / "former").exists()
+    restore(options, SystemClock(), id_source())
+    assert [path.name for path in (places.manager / REPLACED).iterdir()] == ["former"]
+    assert not (places.raft / "half").exists()
+    assert recover(replace(options, command="recover", dry_run=True), id_source())["last_index"] >= 0
