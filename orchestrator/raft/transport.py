@@ -232,12 +232,13 @@ class GrpcLinks(Links):
         link = self._links.get(node_id)
         if link is None or self.snapshots is None:
             return False
-        threading.Thread(
-            target=self._send_snapshot,
-            args=(link.node, snapshot, term),
-            name=f"raft-snapshot-{node_id[:8]}",
-            daemon=True,
-        ).start()
+        name = f"raft-snapshot-{node_id[:8]}"
+        sending = threading.Thread(target=self._send_snapshot, args=(link.node, snapshot, term), name=name, daemon=True)
+        try:
+            sending.start()
+        except RuntimeError as error:  # no thread left
+            log.warning("the snapshot for manager %s is sent later: %s", node_id, error)
+            return False
         return True
 
     def _send_snapshot(self, node: MemberNode, snapshot: Snapshot, term: int) -> None:

@@ -216,3 +216,22 @@ def test_a_snapshot_whose_sending_failed_for_whatever_reason_may_be_sent_again(p
     assert receiver.told == [("snapshot_transfer_ended", "b", 1, 5, False)]
     links.disconnect("b")
     peers.held["b:1"].set()
+
+
+def test_a_snapshot_waits_where_the_host_has_no_thread_left(
+    peers: Peers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader's tick thread ended over it, and with it the manager."""
+    links, _ = made_links()
+    links.snapshots = SnapshotStore(LocalDirectory(tmp_path))
+    snapshot = links.snapshots.write(5, 1, pb.RaftConfiguration(), [b"state"])
+    peers.held["b:1"] = threading.Event()
+    links.connect(MemberNode("b", "b:1"))
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        assert not links.transmit_snapshot("b", snapshot, 1)
+    links.disconnect("b")
