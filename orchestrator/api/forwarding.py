@@ -203,6 +203,9 @@ class Forwarder:
             return bytes(await call)
         except grpc.aio.AioRpcError as error:
             raise _lost(error, leader) from error
+        except asyncio.CancelledError:
+            raise_if_cancelled()
+            raise _Lost(_replaced(leader), written=True) from None
         finally:
             call.cancel()
 
@@ -311,9 +314,10 @@ class Forwarder:
             raise_if_cancelled()
             raise _lost(error, leader) from error
         except asyncio.CancelledError:
+            raise_if_cancelled()
             if watch.done() and not watch.cancelled():
                 raise _Lost(NotLeader(f"manager {leader.node_id} does not lead any more"), written=False) from None
-            raise
+            raise _Lost(_replaced(leader), written=False) from None
         finally:
             call.cancel()
             await cancelled(watch)
@@ -436,6 +440,11 @@ def _lost(error: grpc.aio.AioRpcError, leader: Member) -> Exception:
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return _Lost(refusal, written=True)
     return refusal
+
+
+def _replaced(leader: Member) -> Unavailable:
+    """The connection was closed on our side while it was in use, as some time after a renewal of our certificate."""
+    return Unavailable(f"the connection to the leader {leader.node_id} was replaced")
 
 
 async def _next(answers: AsyncIterator[bytes]) -> bytes:

@@ -31,6 +31,10 @@ _BACKOFF = Backoff(first=0.5, maximum=10.0)
 AgentChannel = Callable[[types_pb2.Node], grpc.aio.Channel]
 
 
+class _Replaced(Exception):
+    """The connection was closed on our side, as after a renewal of our certificate: the next call has a new one."""
+
+
 def has_log(task: types_pb2.Task) -> bool:
     """The task's container was started, or tried, on a node."""
     return bool(task.node_id) and task.status.state >= types_pb2.TASK_STATE_STARTING
@@ -129,7 +133,10 @@ class LogStream:
         delays = _BACKOFF.delays(self._rng)
         told = -1  # how far it had been read when its loss was told last: once for each loss
         while True:
-            error = await self._read_call(node, request, names)
+            try:
+                error = await self._read_call(node, request, names)
+            except _Replaced:
+                continue
             if error is None or isinstance(error, NotFound):  # all read, or nothing was ever logged there
                 return
             label = node_name(node)
@@ -147,7 +154,7 @@ class LogStream:
     async def _read_call(
         self, node: types_pb2.Node, request: node_pb2.TaskLogsRequest, names: dict[str, str]
     ) -> SwarmError | None:
-        """One call to the agent, to its end. Moves `request` on past what was read, for the next call."""
+        """One call to the agent, to its end. Moves `request` on past what was read, for the next call. Raises _Replaced."""
         call = NodeAgentStub(self._agent_channel(node)).TaskLogs(request)
         label = node_name(node)
         try:
@@ -165,6 +172,9 @@ class LogStream:
         except grpc.aio.AioRpcError as error:
             raise_if_cancelled()
             return from_rpc(error, "its agent")
+        except asyncio.CancelledError:
+            raise_if_cancelled()
+            raise _Replaced from None
         except TimeoutError:
             return SwarmError(f"it did not answer within {ANSWER_TIMEOUT:g} s")
         finally:

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from swarm.cancellation import cancelled
+from swarm.cancellation import cancelled, raise_if_cancelled
+from swarm.errors import Unavailable
 
 T = TypeVar("T")
 
@@ -46,6 +47,11 @@ class Pumped(Generic[T]):
                 self._wanted.clear()
                 self._queue.put_nowait(_Value(value))
                 await self._wanted.wait()
+        except (
+            asyncio.CancelledError
+        ):  # by `close`, or by a call below that was cancelled: who takes the values must know
+            raise_if_cancelled()
+            error = Unavailable("the answers were cut off; repeat to go on")
         except Exception as failure:  # noqa: BLE001 – raised again by who takes the values
             error = failure
         finally:

@@ -17,7 +17,7 @@ from swarm.servers import RpcServer, current_peer, forwarded_peer_metadata, is_f
 from swarm.v1 import control_pb2
 from swarm.v1.control_pb2_grpc import ControlServicer, ControlStub, add_ControlServicer_to_server
 
-from orchestrator.api import forwarding
+from orchestrator.api import channels, forwarding
 from orchestrator.api.channels import PeerChannels
 from orchestrator.api.forwarding import Forwarder, Place
 from orchestrator.consensus import ConsensusStatus, Leadership, Member, MemberStatus
@@ -402,3 +402,30 @@ async def test_a_renewed_certificate_is_used_for_the_next_call() -> None:
         cluster.managers["m2"].tls = cluster.authority.node("m2")
         assert await node(stub) == "m1"
         assert cluster.managers["m2"].channels.to(cluster.managers["m1"].member.address, "m1") is not before
+
+
+async def test_a_watch_and_a_write_outlive_the_connection_that_a_renewal_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`swarmctl service create` hung for ever, asked of a follower whose certificate was renewed meanwhile: half a minute later
+    the old connection to the leader was closed, and neither an answer nor an error came any more."""
+    monkeypatch.setattr(channels, "CLOSING_GRACE", 0.05)
+    async with three_managers() as cluster, cluster.stub("m2") as stub:
+        watching = stub.WatchService(control_pb2.WatchServiceRequest(), timeout=TIMEOUT)
+        assert (await watching.read()).summary.service.id == "m1"
+        control, again = cluster.control("m1"), asyncio.Event()
+
+        async def first_never_answers() -> None:
+            if not again.is_set():
+                again.set()
+                await asyncio.Event().wait()
+
+        control.serve = first_never_answers
+        writing = asyncio.ensure_future(remove(stub, "id"))
+        await again.wait()
+        cluster.managers["m2"].tls = cluster.authority.node("m2")
+        assert await node(stub) == "m1"
+        async with asyncio.timeout(5.0):
+            assert (await watching.read()).summary.service.id == "m1"
+            assert await writing == "m1"
+        watching.cancel()

@@ -191,6 +191,25 @@ async def test_a_broken_connection_is_taken_up_where_it_broke(tmp_path: Path, mo
         assert len([record for record in records if record.notice]) == 1
 
 
+async def test_a_connection_that_we_replace_is_taken_up_where_it_was(tmp_path: Path) -> None:
+    """Half a minute after the manager's certificate had been renewed, `service logs -f` went silent about every node that was
+    asked anything since, without a word: the old connection was closed, and its reader taken for one that was told to end."""
+    async with hosts(tmp_path, "w1") as made:
+        made.agents["w1"].lines = {"a": [b"one"]}
+        await made.add_task("a", 1, "w1")
+        stream = made.stream(follow=True)
+        async with asyncio.timeout(TIMEOUT):
+            assert (await anext(stream)).line == b"one"
+        made.agents["w1"].lines["a"] += [b"two"]
+        old, made.channels["w1"] = made.channels["w1"], open_local(tmp_path / "w1.sock")
+        following = asyncio.ensure_future(anext(stream))
+        await old.close()
+        async with asyncio.timeout(5.0):
+            record = await following
+        assert (record.line, record.notice) == (b"two", "")
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
 async def test_a_reader_that_is_slow_holds_the_agent_back(tmp_path: Path) -> None:
     async with hosts(tmp_path, "w1") as made:
         made.agents["w1"].lines = {"a": [b"x" * 1000] * 5000}

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from swarm.errors import Unavailable
 from swarm.streams import Pumped
 
 
@@ -91,3 +92,18 @@ async def test_closing_before_the_first_value_never_begins() -> None:
     async with Pumped(numbers()):
         await asyncio.sleep(0)
     assert begun == []
+
+
+async def test_a_generator_that_is_cancelled_by_what_it_waits_for_is_no_endless_wait() -> None:
+    """`swarmctl` waited for the next answer for ever: grpc.aio raises CancelledError where a call was cancelled on our own
+    side, as by closing its connection, and the end of the stream never reached who took its values."""
+
+    async def cut_off() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    async with Pumped(cut_off()) as pumped:
+        assert await anext(pumped) == 1
+        async with asyncio.timeout(5.0):
+            with pytest.raises(Unavailable, match="cut off"):
+                await anext(pumped)
