@@ -138,8 +138,10 @@ async def following(logs: Sequence[TaskLog], since: int, until: int | None) -> A
     async def finish() -> None:
         try:
             await pump_all()
-        finally:
+        except Exception:
             await lines.put(None)
+            raise
+        await lines.put(None)  # not where it was cancelled: nobody takes from a full queue then
 
     pumping = asyncio.create_task(finish())
     try:

@@ -15,7 +15,7 @@ from swarm.clock import ManualClock
 from swarm.errors import InvalidArgument, ResourceExhausted
 from swarm.v1 import node_pb2 as node
 
-from agent.services import archives
+from agent.services import archives, logs
 from agent.services.images import ImagesService
 from agent.services.logs import NodeAgentService, TaskLog, following, merged
 from tests.unit.agent.fakes import FakeImages
@@ -213,6 +213,21 @@ async def test_following_ends_with_the_tasks(tmp_path: Path) -> None:
         log.ended.set()
         with pytest.raises(StopAsyncIteration):
             await anext(reader)
+
+
+async def test_a_reader_that_goes_while_much_is_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`service logs --follow` of a container that writes faster than it is read was ended with Ctrl-C: swarmd kept the call,
+    with the lines that waited, until its own end."""
+    monkeypatch.setattr(logs, "QUEUE_LINES", 2)
+    log = log_of(tmp_path, "a")
+    write(log.path, *((second, f"line {second}") for second in range(10)))
+    following_lines = following([log], 0, None)
+    assert (await anext(following_lines)).line == b"line 0"
+    await asyncio.sleep(0.05)  # the queue is full again
+    async with asyncio.timeout(5):
+        await following_lines.aclose()
 
 
 async def test_a_task_that_is_not_here_is_noted(tmp_path: Path) -> None:
