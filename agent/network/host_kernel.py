@@ -7,6 +7,7 @@ in the host's namespace. Only interfaces whose alias says that they are ours are
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _as_wanted(overlay: Overlay, links: dict[str, Link], addresses: list[tuple[i
 
 
 def carry_out(changes: HostChanges) -> None:
-    """Carries the changes out. Raises KernelRefused."""
+    """Carries the changes out. Raises OSError, KernelRefused among them."""
     with NetlinkSocket() as netlink:
         links = {link.name: link for link in rtnetlink.list_links(netlink)}
         removed = [
@@ -196,10 +197,18 @@ def _entry_requests(changes: HostChanges, indexes: dict[str, int]) -> Iterable[R
         if index:
             yield rtnetlink.delete_neighbour(index, address, f"remove the neighbour {address} from {tunnel_name(vni)}")
     for vni, mac, end in changes.added_forwards:
-        index = indexes[tunnel_name(vni)]
+        index = _index(indexes, vni)
         what = f"add an entry for {mac} via {end} to {tunnel_name(vni)}"
         yield rtnetlink.add_tunnel_entry(index, mac, end, what)
         yield rtnetlink.add_port_entry(index, mac, what)
     for vni, address, mac in changes.added_neighbours:
-        index = indexes[tunnel_name(vni)]
+        index = _index(indexes, vni)
         yield rtnetlink.add_neighbour(index, address, mac, f"add the neighbour {address} to {tunnel_name(vni)}")
+
+
+def _index(indexes: dict[str, int], vni: int) -> int:
+    """Raises OSError where somebody removed the device: the caller then reads the kernel again, and it is made anew."""
+    index = indexes.get(tunnel_name(vni))
+    if index is None:
+        raise OSError(errno.ENODEV, f"the tunnel device {tunnel_name(vni)} is gone")
+    return index

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import MagicMock
 
+import pytest
 from swarm import names
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
+from agent.network import host_kernel, rtnetlink
 from agent.network.overlay_plan import HostState, changes, desired, overlay_of
 from tests.unit.network.cluster import BACKEND, CLOSED, INGRESS, PEERS, endpoint, overlay, realised, view
 
@@ -102,3 +105,17 @@ def test_a_device_that_is_made_anew_gets_all_its_entries() -> None:
     found = changes(other, state)
     assert found.changed_overlays == (state.overlays[4097],)
     assert len(found.added_forwards) == len(found.added_neighbours) == 1
+
+
+def test_a_device_that_somebody_removed_is_a_failure_that_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ip link delete` of a network's tunnel device: at the next task of that network elsewhere the node daemon failed
+    unexpectedly, and the node had neither session nor manager until swarmd was restarted."""
+    sockets = MagicMock()
+    sockets.return_value.__enter__.return_value.execute.side_effect = list
+    monkeypatch.setattr(host_kernel, "NetlinkSocket", sockets)
+    monkeypatch.setattr(rtnetlink, "list_links", lambda _: [])
+    before, after = _state(overlay(BACKEND)), _state(overlay(BACKEND, endpoint(BACKEND, "t2", "n2", "10.0.16.9")))
+    found = changes(before, after)
+    for half in (replace(found, added_forwards=()), replace(found, added_neighbours=())):
+        with pytest.raises(OSError, match="sx1001 is gone"):
+            host_kernel.carry_out(half)
