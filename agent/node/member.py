@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from swarm.cancellation import raise_if_cancelled
 from swarm.clock import Clock
-from swarm.errors import ResourceExhausted, SwarmError, Unauthenticated
+from swarm.errors import FailedPrecondition, ResourceExhausted, SwarmError, Unauthenticated
 from swarm.identity import Peer, Role, TlsFiles
 from swarm.names import CLUSTER_PORT
 from swarm.renewal import Renewal
@@ -302,7 +302,7 @@ class Member:
         """Runs the manager process while the certificate says that this node is a manager."""
         while True:
             self._role_changed.clear()
-            if self.role is Role.MANAGER:
+            if await self._is_manager():
                 self.manager = ManagerProcess(
                     self._options,
                     self.manager_arguments,
@@ -311,7 +311,7 @@ class Member:
                 )
                 running = asyncio.create_task(self.manager.run())
                 try:
-                    while self.role is Role.MANAGER:
+                    while await self._is_manager():
                         await self._role_changed.wait()
                         self._role_changed.clear()
                     await self.manager.stop()
@@ -321,6 +321,17 @@ class Member:
                     await asyncio.gather(running, return_exceptions=True)
                 self.manager = None
             await self._role_changed.wait()
+
+    async def _is_manager(self) -> bool:
+        """Whether the certificate says so. Where it cannot be read for a moment, as without descriptors, everything goes on as
+        it is until it can."""
+        delays = _BACKOFF.delays(self._parts.rng)
+        while True:
+            try:
+                return self.role is Role.MANAGER
+            except FailedPrecondition as error:
+                log.error("whether this node is a manager cannot be looked up and is tried again: %s", error)
+                await asyncio.sleep(next(delays))
 
     def manager_arguments(self) -> list[str]:
         """The options of `orchestrator.manager run` on this node."""

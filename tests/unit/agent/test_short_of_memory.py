@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from swarm.errors import FailedPrecondition
+from swarm.identity import Role
 from swarm.retry import Backoff
 
 from agent.network import plane
@@ -147,3 +149,44 @@ async def test_a_data_plane_that_is_started_again_watches_its_resolver_once(
         await asyncio.sleep(0)
     assert len(watches) == 1
     await data_plane.stop()
+
+
+async def test_a_certificate_that_cannot_be_read_for_a_moment_leaves_the_manager_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """swarmd had no descriptors left while the certificate was renewed: the node stopped working in the swarm, although manager
+    and containers went on, until swarmd was restarted."""
+    monkeypatch.setattr("agent.node.member._BACKOFF", Backoff(first=0.001, maximum=0.001))
+    roles = iter([None, Role.MANAGER, None, None, Role.MANAGER])
+    asked = asyncio.Event()
+    changed = asyncio.Event()
+
+    class Held(Member):
+        def __init__(self) -> None:
+            self._parts: Any = SimpleNamespace(rng=random.Random(1), manager_program=())
+            self._options: Any = None
+            self._role_changed = changed
+
+        @property
+        def role(self) -> Role:
+            role = next(roles, Role.MANAGER)
+            if role is None:
+                raise FailedPrecondition("the certificate cannot be read: Too many open files")
+            asked.set()
+            return role
+
+    async def run(manager: ManagerProcess) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ManagerProcess, "run", run)
+    member = Held()
+    keeping = asyncio.create_task(member._keep_manager())
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            await asyncio.wait({keeping, asyncio.create_task(asked.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            assert not keeping.done() and member.manager is not None
+            asked.clear()
+            changed.set()
+    assert "Too many open files" in caplog.text
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
