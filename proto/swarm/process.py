@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.errors import DeadlineExceeded, FailedPrecondition, InternalError, SwarmError
+from swarm.errors import DeadlineExceeded, FailedPrecondition, InternalError, ResourceExhausted, SwarmError
 
 DEFAULT_TIMEOUT = 60.0
 MAX_ERROR_OUTPUT = 600
@@ -66,7 +66,7 @@ async def run(
 
     `env` is added to our own environment. `network_namespace` is a path as /run/netns/NAME (entered through nsenter, which
     leaves mounts alone). Raises CommandFailed where `check` is set and the exit code is not 0, FailedPrecondition where the
-    program is not installed, DeadlineExceeded after `timeout` seconds.
+    program is not installed, ResourceExhausted where this host can start none now, DeadlineExceeded after `timeout` seconds.
     """
     words = tuple(str(argument) for argument in arguments)
     if network_namespace is not None:
@@ -84,6 +84,9 @@ async def run(
         )
     except FileNotFoundError as error:
         raise missing_program(words[0]) from error
+    except (OSError, RuntimeError) as error:  # no process, descriptor, memory or thread left: for a moment, mostly
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ResourceExhausted(f"the program `{words[0]}` could not be started: {reason or error}") from error
     try:
         async with asyncio.timeout(timeout):
             stdout, stderr = await process.communicate(stdin)

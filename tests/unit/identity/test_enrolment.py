@@ -416,6 +416,42 @@ async def test_the_loop_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest
     assert not failures and loop.failed is None
 
 
+@pytest.mark.parametrize(
+    "error", [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), RuntimeError("can't start new thread")]
+)
+async def test_a_host_that_can_start_no_process_for_a_moment_renews_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """swarmd ended, with a traceback, where its host had no process or descriptor left in the moment of a renewal: the key is
+    made in a process of its own."""
+    authority = RootAuthority.create("c1", time.time())
+    clock = ManualClock(time.time())
+    renewed: asyncio.Queue[Peer] = asyncio.Queue()
+    loop = Renewal(
+        member_files(authority, tmp_path), lambda: ["a:1"], clock=clock, rng=random.Random(1), on_renewed=renewed.put,
+        call=_Calls(authority),
+    )  # fmt: skip
+    failures, start = [error], asyncio.create_subprocess_exec
+
+    async def short(*words: str, **options: Any) -> asyncio.subprocess.Process:
+        if failures:
+            raise failures.pop()
+        return await start(*words, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", short)
+    monkeypatch.setattr(renewal_module, "LONGEST_SLEEP", 0.01)
+    async with asyncio.TaskGroup() as group:
+        running_loop = group.create_task(loop.run())
+        loop.request()
+        async with asyncio.timeout(TIMEOUT):
+            while loop.failed is None:  # noqa: ASYNC110 – nothing announces it
+                await asyncio.sleep(0.01)
+        assert isinstance(loop.failed, ResourceExhausted)
+        clock.advance(60)
+        await asyncio.wait_for(renewed.get(), TIMEOUT)
+        running_loop.cancel()
+
+
 async def test_requests_that_follow_a_renewal_wait_a_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manager that is to be a worker asks again and again, until it has left the log."""
     monkeypatch.setattr(renewal_module, "LONGEST_SLEEP", 0.01)
