@@ -35,14 +35,17 @@ def save(context: typer.Context, file: Annotated[Path, typer.Argument(metavar="F
     if file.exists():
         raise AlreadyExists(f"{file} exists; choose another name")
     partial = file.with_name(f".{file.name}.partial")
-    received = (
-        session(context)
-        .control()
-        .stream(lambda stub: stub.SaveSnapshot, control.SaveSnapshotRequest, timeout=TRANSFER_TIMEOUT)
-    )
+    managers = session(context).control()
     try:
         with open(partial, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
-            for chunk in received:
+
+            def request() -> control.SaveSnapshotRequest:
+                # After a break another manager begins anew: nothing of the one before may stay.
+                stream.seek(0)
+                stream.truncate()
+                return control.SaveSnapshotRequest()
+
+            for chunk in managers.stream(lambda stub: stub.SaveSnapshot, request, timeout=TRANSFER_TIMEOUT):
                 stream.write(chunk.data)
             stream.flush()
             os.fsync(stream.fileno())

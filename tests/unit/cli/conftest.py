@@ -97,7 +97,8 @@ class Served:
         servers = []
         if self._with[0]:
             server = RpcServer()
-            servicer = _servicer(control_pb2_grpc.ControlServicer, self.script, {"WatchService", "ServiceLogs"})
+            streams = {"WatchService", "ServiceLogs", "SaveSnapshot"}
+            servicer = _servicer(control_pb2_grpc.ControlServicer, self.script, streams)
             control_pb2_grpc.add_ControlServicer_to_server(servicer, server.server)
             server.listen_unix(self.control_socket)
             servers.append(server)
