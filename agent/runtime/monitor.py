@@ -90,7 +90,12 @@ async def start(words: Sequence[str], files: MonitorFiles, place: Callable[[int]
     Raises the error that `explain` makes of the runtime's complaint.
     """
     report_read, report_write = os.pipe()
-    go_read, go_write = os.pipe()
+    try:
+        go_read, go_write = os.pipe()
+    except OSError:  # no descriptors: these are not to be lacking as well
+        os.close(report_read)
+        os.close(report_write)
+        raise
     try:
         try:
             process = _spawn(words, files, report_write, go_read)

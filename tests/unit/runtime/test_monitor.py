@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 from swarm.errors import FailedPrecondition, InternalError, NotFound, ResourceExhausted, SwarmError
 
@@ -53,3 +57,19 @@ from agent.runtime import monitor
 def test_what_the_runtime_prints_becomes_a_sentence(message: str, kind: type[SwarmError], sentence: str) -> None:
     error = monitor.explain(message)
     assert type(error) is kind and str(error) == sentence
+
+
+async def test_a_start_without_descriptors_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each container that could not be made because swarmd was short of descriptors took two more of them for good."""
+    pipe, opened = os.pipe, list[int]()
+
+    def short() -> tuple[int, int]:
+        if opened:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.extend(pipe())
+        return opened[0], opened[1]
+
+    monkeypatch.setattr(os, "pipe", short)
+    with pytest.raises(OSError, match="Too many open files"):
+        await monitor.start(["conmon"], monitor.MonitorFiles(tmp_path, tmp_path, tmp_path), lambda _: None)
+    assert not any(Path(f"/proc/self/fd/{descriptor}").exists() for descriptor in opened)
