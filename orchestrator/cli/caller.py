@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -159,12 +160,28 @@ class Caller(Generic[StubT]):
         *,
         timeout: float,
     ) -> Iterator[ResponseT]:
-        """Sends a stream and yields the answers. Not repeated: what was read from `requests` is gone."""
+        """Sends a stream and yields the answers. Not repeated: what was read from `requests` is gone. What `requests` raises is
+        raised, and the call given up."""
         stub = self._first_that_listens()
-        answers = method(stub)(requests, timeout=timeout)
+        begun = threading.Event()
+        failures: list[Exception] = []
+
+        def sent() -> Iterator[RequestT]:
+            # On a thread of gRPC's, which would print the traceback and say no more than that there was one.
+            try:
+                yield from requests
+            except Exception as error:  # noqa: BLE001 – raised again below
+                failures.append(error)
+                begun.wait()
+                answers.cancel()  # a stream that just ended would be taken for the whole
+
+        answers = method(stub)(sent(), timeout=timeout)
+        begun.set()
         try:
             yield from answers
         except grpc.RpcError as error:
+            if failures:
+                raise failures[0] from None
             raise from_rpc(error, self._endpoints[0].name) from error
         finally:
             answers.cancel()

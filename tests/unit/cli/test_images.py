@@ -15,6 +15,7 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 from swarm.v1 import types_pb2 as types
 
+from orchestrator.cli.commands import image_build
 from orchestrator.cli.commands.image_build import build_file, packed
 from orchestrator.cli.commands.images import registry_auth, split_name
 from orchestrator.cli.parsing.ignore import Ignored
@@ -66,6 +67,18 @@ def test_a_build_stays_here_without_a_registry(
     script.answers["Build"] = [DONE]
     assert swarmctl("image", "build", "-t", "web", *words, str(directory)).code == 0
     assert script.asked("Build")[0][0].options.push is pushed
+
+
+def test_a_file_that_cannot_be_packed_is_named_and_nothing_is_built(
+    script: Script, swarmctl: Run, directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that went while the directory was packed, or may not be read: a traceback, and "Exception iterating requests!"."""
+    script.answers["Build"] = [node.ImageProgress(image_id="sha256:1")]
+    monkeypatch.setattr(image_build, "contents", lambda root, keep: iter(["Dockerfile", "gone"]))
+    result = swarmctl("image", "build", str(directory))
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"Error: {directory} cannot be packed") and "gone" in result.err
+    assert "Traceback" not in caplog.text
 
 
 def test_build_complaints(script: Script, swarmctl: Run, directory: Path, tmp_path: Path) -> None:
