@@ -146,6 +146,8 @@ class OciRuntime:
                     await self._release(container_id)
             except TimeoutError:
                 raise DeadlineExceeded(f"container {container_id} did not start within {START_TIMEOUT:g} s") from None
+            except OSError as error:
+                raise InternalError(f"container {container_id} cannot be started: {error.strerror}") from error
         return ContainerState(container_id, ContainerPhase.RUNNING, state.pid)
 
     async def _release(self, container_id: str) -> None:
@@ -244,16 +246,18 @@ class OciRuntime:
         )
 
     def _ended(self, container_id: str) -> ContainerState | None:
-        """From the recorded exit code; None where none is recorded."""
+        """From the recorded exit code; None where none is recorded. Raises InternalError where it cannot be read."""
         files = self._files(container_id)
         try:
             text = files.exit_code(container_id).read_text().strip()
+            memory = (files.bundle / "oom").exists() or cgroups.killed_for_memory(
+                cgroups.hierarchies(), self._cgroup_parent, container_id
+            )
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise InternalError(f"how container {container_id} ended cannot be read: {error.strerror}") from error
         code = int(text) if text.removeprefix("-").isdigit() else KILLED
-        memory = (files.bundle / "oom").exists() or cgroups.killed_for_memory(
-            cgroups.hierarchies(), self._cgroup_parent, container_id
-        )
         reason = ""
         if memory and code == KILLED:
             reason = "a process was killed because the memory limit was reached"

@@ -66,6 +66,32 @@ async def test_a_container_goes_on_while_its_monitor_cannot_be_looked_at(
     assert sorted(path.name for path in bundle.iterdir()) == ["config.json"]
 
 
+async def test_an_end_that_cannot_be_read_is_told_in_a_sentence(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd had as many files open as it may: its task failed because "the node daemon failed unexpectedly"."""
+    (bundle / "t1").write_text("3")
+    runtime = OciRuntime(tmp_path / "state", tmp_path / "run", "/swarm-of-a-test")
+    with monkeypatch.context() as full:
+        full.setattr(Path, "read_text", refused)
+        for look in (runtime.state, runtime.start):
+            with pytest.raises(InternalError, match="t1 ended cannot be read: Too many open files"):
+                await look("t1")
+    state = await runtime.state("t1")
+    assert state is not None and state.exit_code == 3
+
+
+async def test_a_container_that_cannot_be_let_go_on_is_told_in_a_sentence(
+    tmp_path: Path, bundle: Path, monitor: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, as it was about to be started."""
+    runtime = OciRuntime(tmp_path / "state", tmp_path / "run", "/swarm-of-a-test", "/usr/bin/runc")
+    monkeypatch.setattr(runtime, "_programs", lambda: (Path("conmon"), Path("runc"), None))
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(InternalError, match="t1 cannot be started: Too many open files"):
+        await runtime.start("t1")
+
+
 async def test_a_process_that_cannot_be_waited_for_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting takes a further descriptor; where there was none, the container was stopped."""
     found = processes.find(os.getpid(), lambda _: True)
