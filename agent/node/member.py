@@ -178,6 +178,7 @@ class Member:
 
     async def _take_up(self) -> None:
         """Goes on with what an earlier agent process left."""
+        problem = self.problem  # of the agent port: that stays
         for wait in _BACKOFF.delays(self._parts.rng):
             try:
                 await self.data_plane.start()
@@ -189,7 +190,7 @@ class Member:
                 self.problem = str(error)
                 log.error("this node cannot run tasks yet: %s", error)
                 await asyncio.sleep(wait)
-        self.problem = ""
+        self.problem = problem
         if loaded is not None:
             self.mirror = loaded
             self._spread()

@@ -78,7 +78,8 @@ async def test_a_manager_that_was_killed_is_started_once_there_is_memory(
 
 async def test_a_node_takes_up_its_tasks_once_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """swarmd was started on a host that was short of memory for a moment: it said that the node daemon failed unexpectedly, and
-    the node had neither session nor manager until swarmd was restarted."""
+    the node had neither session nor manager until swarmd was restarted. And once it had taken up its tasks, nothing said any
+    more that managers cannot reach its logs, where the agent port was taken."""
     monkeypatch.setattr("agent.node.member._BACKOFF", Backoff(first=0.001, maximum=0.001))
     started, recovered, mirror = Short(1), Short(1), Mirror()
     load = Short(1, lambda: mirror)
@@ -94,12 +95,12 @@ async def test_a_node_takes_up_its_tasks_once_there_is_memory(monkeypatch: pytes
         data_plane=SimpleNamespace(start=start),
         tasks=SimpleNamespace(prepare_recovery=prepare_recovery),
         _mirror_file=SimpleNamespace(load=load),
-        problem="",
+        problem="the agent port is taken",
         mirror=None,
         _spread=lambda: None,
     )
     await Member._take_up(member)
-    assert (member.mirror, member.problem) == (mirror, "")
+    assert (member.mirror, member.problem) == (mirror, "the agent port is taken")
     assert (started.calls, recovered.calls, load.calls) == (4, 3, 2)
 
 
