@@ -133,7 +133,7 @@ class TaskSupervisor:
         for what, find, remove in sources:
             try:
                 found = await find()
-            except SwarmError as error:
+            except (SwarmError, OSError) as error:
                 log.warning("leftover %ss cannot be looked for: %s", what, error)
                 clean = False
                 continue
@@ -144,10 +144,14 @@ class TaskSupervisor:
                 log.info("removing the leftover %s of task %s", what, task_id)
                 try:
                     await remove(task_id)
-                except SwarmError as error:
+                except (SwarmError, OSError) as error:
                     log.warning("the leftover %s of task %s stays for now: %s", what, task_id, error)
                     clean = False
-        await asyncio.to_thread(self._remove_leftover_files)
+        try:
+            await asyncio.to_thread(self._remove_leftover_files)
+        except OSError as error:
+            log.warning("leftover files cannot be looked for: %s", error)
+            clean = False
         return clean
 
     async def _container_ids(self) -> set[str]:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swarm.clock import duration
@@ -479,6 +480,35 @@ async def test_leftovers_that_belong_to_no_task_are_removed(agents: Agents) -> N
         while "old" in host.images.rootfs or "old" in host.data_plane.namespaces:  # noqa: ASYNC110 – bounded; nothing tells
             await asyncio.sleep(0)
     assert "t1" in host.runtime.held and "t1" in host.data_plane.namespaces and "t1" in host.images.rootfs
+
+
+async def test_leftovers_are_removed_once_there_are_descriptors(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd lacked descriptors for a moment at its start: containers, networks and root filesystems of tasks that are gone
+    stayed, and their memory and disk with them, until its next start."""
+    host = agents.host
+    host.data_plane.namespaces.add("old")
+    host.images.rootfs.add("old")
+    attached, detach, unmount = host.data_plane.attached, host.data_plane.detach, host.images.unmount
+    short: list[str] = []
+
+    async def once(what: str, function: Any, *arguments: str) -> Any:
+        if what not in short:
+            short.append(what)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await function(*arguments)
+
+    monkeypatch.setattr(host.data_plane, "attached", lambda: once("attached", attached))
+    monkeypatch.setattr(host.data_plane, "detach", lambda task_id: once("detach", detach, task_id))
+    monkeypatch.setattr(host.images, "unmount", lambda task_id: once("unmount", unmount, task_id))
+    tasks = await agents.start()
+    tasks.apply(world())
+    await settle()
+    async with asyncio.timeout(10):
+        while "old" in host.images.rootfs or "old" in host.data_plane.namespaces:  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.001)
+    assert sorted(short) == ["attached", "detach", "unmount"]
 
 
 async def test_nothing_is_touched_before_the_assignments_are_known(agents: Agents) -> None:
