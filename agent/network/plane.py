@@ -256,8 +256,11 @@ class LinuxDataPlane:
             for task_id, attached in list(self._attached.items()):
                 gone = set().union(*(self._withdrawn.get(one.network_id, set()) for one in attached.wiring.interfaces))
                 path = self._namespaces / task_id
-                if gone and path.exists():
-                    await self._threads.run(_forget_inside, self._threads, path, gone)
+                if not gone:
+                    continue
+                async with attached.lock:
+                    if self._attached.get(task_id) is attached and path.exists():  # else it is being detached
+                        await self._threads.run(_forget_inside, self._threads, path, gone)
             self._withdrawn = {}
         if self._withdrawn_ports:
             await self._threads.run(connections.forget, self._withdrawn_ports)
@@ -325,15 +328,17 @@ class LinuxDataPlane:
         try:
             with _as_swarm_error(f"task {task_id}: its network cannot be set up"):
                 await self._threads.run(task_kernel.build, self._tools, path, wiring, sysctls, rules)
+                # Only what is complete has a record: who finds a namespace without one removes it.
+                temporary = record.with_suffix(".new")
+                temporary.write_text(wiring.to_json())
+                inode = path.stat().st_ino
+                temporary.replace(record)
         except BaseException:
             # A cancelled build may have come to its end on its thread.
-            await self._threads.run(task_kernel.tear_down, path, [one.port for one in wiring.interfaces])
+            with _as_swarm_error(f"task {task_id}: its network cannot be removed"):
+                await self._threads.run(task_kernel.tear_down, path, [one.port for one in wiring.interfaces])
             raise
-        # Only what is complete has a record: who finds a namespace without one removes it.
-        temporary = record.with_suffix(".new")
-        temporary.write_text(wiring.to_json())
-        temporary.replace(record)
-        self._attached[task_id] = Attached(wiring, path.stat().st_ino, tables)
+        self._attached[task_id] = Attached(wiring, inode, tables)
         try:
             await self._resolver.set_container(task_id, self._resolver_container(self._attached[task_id]))
             with _as_swarm_error(f"task {task_id}: its virtual IPs cannot be set up"):
@@ -346,11 +351,13 @@ class LinuxDataPlane:
     async def detach(self, task_id: str) -> None:
         """See `DataPlane`."""
         attached = self._attached.pop(task_id, None)
-        if attached is None:
-            await self._threads.run(namespaces.delete, self._namespaces / task_id)  # reserved only, or gone
+        if attached is None:  # reserved only, or gone
+            with _as_swarm_error(f"task {task_id}: its network namespace cannot be removed"):
+                await self._threads.run(namespaces.delete, self._namespaces / task_id)
             return
         async with attached.lock:
-            (self._records / f"{task_id}.json").unlink(missing_ok=True)
+            with _as_swarm_error(f"task {task_id}: the record of its network cannot be removed"):
+                (self._records / f"{task_id}.json").unlink(missing_ok=True)
             with contextlib.suppress(SwarmError):  # it is told again when it answers
                 await self._resolver.set_container(task_id, None)
             self._detached_ports += [interface.port for interface in attached.wiring.interfaces]
@@ -359,7 +366,8 @@ class LinuxDataPlane:
                 ports, self._detached_ports = self._detached_ports, []
                 with _as_swarm_error(f"task {task_id}: its network cannot be removed"):
                     await self._threads.run(task_kernel.remove_ports, ports)
-            await self._threads.run(namespaces.delete, self._namespaces / task_id)
+            with _as_swarm_error(f"task {task_id}: its network namespace cannot be removed"):
+                await self._threads.run(namespaces.delete, self._namespaces / task_id)
         await self._refresh_host_ports(task_id)
 
     async def attached(self) -> set[str]:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from swarm.errors import InternalError
 from swarm.v1 import types_pb2 as types
 
-from agent.network import host_kernel, task_kernel
+from agent.network import host_kernel, namespaces, task_kernel
+from agent.network import plane as plane_module
 from agent.network.overlay_plan import HostChanges, HostState
 from agent.network.plane import LinuxDataPlane
 from agent.network.resolver_client import ResolverClient
 from agent.network.wiring import Wiring
-from tests.unit.network.cluster import BACKEND, INGRESS, overlay, view
+from tests.unit.network.cluster import BACKEND, INGRESS, endpoint, overlay, service, view
 
 ATTACHMENT = types.NetworkAttachment(network_id=BACKEND.id, address="10.0.16.5/20", mac="02:42:0a:00:10:05")
+
+
+def refused(*_: object) -> Any:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 class Kernel:
@@ -42,11 +50,7 @@ class Kernel:
         path.touch()
 
 
-async def test_a_task_is_attached_only_once_its_network_is_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel = Kernel()
-
+def plane_on(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LinuxDataPlane:
     async def answers(*_: object) -> None:
         return None
 
@@ -55,10 +59,18 @@ async def test_a_task_is_attached_only_once_its_network_is_back(
     monkeypatch.setattr(host_kernel, "carry_out", kernel.carry_out)
     monkeypatch.setattr(task_kernel, "program_host", lambda *_: None)
     monkeypatch.setattr(task_kernel, "build", kernel.build)
+    monkeypatch.setattr(task_kernel, "program", lambda *_: None)
     monkeypatch.setattr(ResolverClient, "set_networks", answers)
     monkeypatch.setattr(ResolverClient, "set_container", answers)
-    plane = LinuxDataPlane(tmp_path / "state", tmp_path / "run")
     (tmp_path / "run" / "network" / "tasks").mkdir(parents=True)
+    return LinuxDataPlane(tmp_path / "state", tmp_path / "run")
+
+
+async def test_a_task_is_attached_only_once_its_network_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    plane = plane_on(kernel, tmp_path, monkeypatch)
     with_network = view(overlay(INGRESS), overlay(BACKEND))
     await plane.apply(with_network)
 
@@ -72,3 +84,60 @@ async def test_a_task_is_attached_only_once_its_network_is_back(
     await asyncio.gather(going, coming, attaching)
 
     assert kernel.built_on == [{INGRESS.vni, BACKEND.vni}]
+
+
+async def test_a_record_that_cannot_be_written_leaves_nothing_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd lacked descriptors, or /run had no room: the task failed because "the node daemon failed unexpectedly", and its
+    interfaces stayed."""
+    plane = plane_on(Kernel(), tmp_path, monkeypatch)
+    torn_down: list[Path] = []
+    monkeypatch.setattr(task_kernel, "tear_down", lambda path, ports: torn_down.append(path))
+    await plane.apply(view(overlay(BACKEND)))
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refused)
+        with pytest.raises(InternalError, match="t1: its network cannot be set up: Too many open files"):
+            await plane.attach("t1", (ATTACHMENT,), hostname="t1")
+    assert torn_down == [tmp_path / "run" / "netns" / "t1"] and await plane.attached() == set()
+
+
+async def test_a_network_that_cannot_be_removed_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = plane_on(Kernel(), tmp_path, monkeypatch)
+    monkeypatch.setattr(namespaces, "delete", refused)
+    with pytest.raises(InternalError, match="t1: its network namespace cannot be removed: Too many open files"):
+        await plane.detach("t1")
+
+
+async def test_flows_are_forgotten_while_a_task_is_being_detached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service lost a task while a container of the host was removed: "the networks could not be brought up to date", and
+    names and ports of the whole host waited for the next attempt."""
+    plane = plane_on(Kernel(), tmp_path, monkeypatch)
+    loop, going = asyncio.get_running_loop(), threading.Event()
+    detaching: list[Any] = []
+
+    def delete(path: Path) -> None:
+        going.set()
+        time.sleep(0.2)  # the file is no namespace any more, but still there
+        path.unlink()
+
+    def forget(threads: Any, path: Path, backends: set[str]) -> None:
+        if path.name == "t1":
+            raise OSError(errno.EINVAL, "setns: Invalid argument")
+        detaching.append(asyncio.run_coroutine_threadsafe(plane.detach("t1"), loop))
+        assert going.wait(10)
+
+    web = service(BACKEND, "web", "10.0.16.9")
+    await plane.apply(view(overlay(BACKEND, web, endpoint(BACKEND, "t2", "n2", "10.0.16.7"))))
+    for task_id in ("t0", "t1"):
+        await plane.attach(task_id, (ATTACHMENT,), hostname=task_id)
+    monkeypatch.setattr(namespaces, "delete", delete)
+    monkeypatch.setattr(task_kernel, "remove_ports", lambda _: None)
+    monkeypatch.setattr(plane_module, "_forget_inside", forget)
+    await plane.apply(view(overlay(BACKEND, web)))
+    await asyncio.wrap_future(detaching[0])
+    assert await plane.attached() == {"t0"}
