@@ -194,7 +194,14 @@ class Dispatcher:
 
     def report(self, session: Session, batch: dispatcher.StatusBatch) -> None:
         """Statuses of an agent. Raises ResourceExhausted."""
-        self.statuses.offer(session.reporter, batch.sequence, session.node_id, batch.updates)
+        # The queue holds one status of a task: what a stranger says must not take the place of its own node's word.
+        tasks = self._store.snapshot().tasks
+        own = [
+            update
+            for update in batch.updates
+            if (task := tasks.get(update.task_id)) is None or task.node_id in ("", session.node_id)
+        ]
+        self.statuses.offer(session.reporter, batch.sequence, session.node_id, own)
         if self._uplink is not None:
             self._uplink.reported()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 from swarm.channels import open_channel
@@ -12,7 +14,7 @@ from swarm.v1.dispatcher_pb2_grpc import DispatcherRelayStub
 
 from orchestrator.dispatcher import liveness, statuses
 from orchestrator.store import Create, Kind, Remove, SetDesiredState, SetTaskStatus, Update, copy_of
-from tests.unit.dispatcher.managers import Agent, Swarm, swarm_of
+from tests.unit.dispatcher.managers import DEADLINE, Agent, Swarm, swarm_of
 from tests.unit.dispatcher.worlds import BACK, World, node, task
 
 TASK = dispatcher.ASSIGNED_KIND_TASK
@@ -327,6 +329,27 @@ async def test_an_agent_writes_only_statuses_of_its_own_tasks() -> None:
         await agent.until(lambda: agent.acknowledged == 1)
         assert task_state(swarm, "theirs") == types.TASK_STATE_PREPARING
         await swarm.transactions.commit([SetTaskStatus("theirs", types.TaskStatus(state=types.TASK_STATE_RUNNING))])
+
+
+async def test_an_agent_cannot_displace_what_another_one_says_of_its_task() -> None:
+    """A failed task stayed RUNNING for ever, and was not replaced, where another node spoke of it in the same moment: that was
+    not believed, but its own node's word had made way for it in the queue, and was acknowledged."""
+    world = await founded()
+    await world.commit(Create(task("t1", "n1", BACK, state=types.TASK_STATE_ASSIGNED)))
+    async with swarm_of(world.store, "m1") as swarm:
+        manager = swarm.managers["m1"]
+        async with Agent(swarm, "n1").connected(manager) as own, Agent(swarm, "n2").connected(manager) as stranger:
+            for node_id in ("n1", "n2"):
+                await swarm.until(lambda node_id=node_id: state_of(swarm, node_id) == types.NODE_STATE_READY)
+            swarm.log.elect("")  # what is reported waits
+            for number, agent in ((1, own), (2, stranger)):
+                agent.report(1, t1=types.TASK_STATE_FAILED if agent is own else types.TASK_STATE_REJECTED)
+                async with asyncio.timeout(DEADLINE):
+                    while len(manager.service.hub.statuses._sequences) < number:  # noqa: ASYNC110 – nothing announces it
+                        await asyncio.sleep(0.005)
+            swarm.log.elect("m1")
+            await own.until(lambda: own.acknowledged == 1)
+            assert task_state(swarm, "t1") == types.TASK_STATE_FAILED
 
 
 @pytest.mark.parametrize("manager", ["m1", "m2"])
