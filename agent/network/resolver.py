@@ -240,8 +240,11 @@ class Resolver:
         }
         path = self._run_dir / STATE
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(state))
+            temporary.replace(path)
+        except OSError as error:  # names are answered all the same, and the next update is written again
+            log.warning("what there is to answer cannot be kept: %s", error)
 
     async def restore(self) -> None:
         """Takes up what an earlier process kept."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from agent.network.resolver_wire import PID, STATE, VERSION, Message, read_messa
 START_SECONDS = 20.0
 REPLY_SECONDS = 10.0
 STREAM_LIMIT = 1 << 20
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +143,11 @@ class ResolverClient:
             if hello.get("version") != VERSION:
                 await self._exchange({"op": "stop"})
                 raise ConnectionError(f"version {hello.get('version')} is replaced")
-        except (OSError, ValueError):
-            await self._launch()
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _LACKING:  # it is ourselves who cannot talk to it
+                raise Unavailable(f"the resolver of {self._run_dir} cannot be asked: {error.strerror}") from error
             try:
+                await self._launch()
                 await self._open()
             except OSError as error:
                 raise Unavailable(f"the resolver of {self._run_dir} does not answer: {error}") from error

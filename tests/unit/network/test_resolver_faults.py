@@ -1,0 +1,73 @@
+"""The resolver and the agent's side of it on a host that lacks descriptors, memory or room for a moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarm.errors import Unavailable
+
+from agent.network.resolver import Resolver
+from agent.network.resolver_client import ResolverClient
+
+
+def refusing(number: int) -> Any:
+    def refuse(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+async def test_a_resolver_whose_state_cannot_be_kept_answers_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """/run was full: the resolver ended each conversation with swarmd, whose networks were never up to date again, and one that
+    had died could not start, so that no container of the host resolved a name."""
+    network = {"name": "backend", "subnet": "10.0.16.0/20", "names": {"web": ["10.0.16.2"]}, "reverse": {}}
+    resolver = Resolver(tmp_path, tmp_path / "resolv.conf", random.Random(1))
+    await resolver.update({"networks": {"n": network}})
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", refusing(errno.ENOSPC))
+        again = Resolver(tmp_path, tmp_path / "resolv.conf", random.Random(1))
+        await again.restore()
+        assert await again.update({"networks": {"n": {**network, "names": {"db": ["10.0.16.3"]}}}}) == {}
+    assert again._networks["n"].names == {"db": ["10.0.16.3"]}
+    assert "No space left on device" in caplog.text
+    for each in (resolver, again):
+        await each.close()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+async def test_a_resolver_that_swarmd_cannot_talk_to_for_lack_of_descriptors_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd started without a descriptor left for its connection: it took the resolver for dead and ended it, and could start
+    none, so that no container of the host resolved a name."""
+    client = ResolverClient(tmp_path, tmp_path / "log", tmp_path / "resolv.conf")
+    ended: list[int] = []
+
+    async def end(number: int) -> None:
+        ended.append(number)
+
+    async def opened() -> None:
+        refusing(number)()
+
+    monkeypatch.setattr(client, "_end", end)
+    monkeypatch.setattr(client, "_open", opened)
+    with pytest.raises(Unavailable, match=os.strerror(number)):
+        await client.start({})
+    assert ended == []
+
+
+async def test_a_resolver_that_cannot_be_started_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task failed because "the node daemon failed unexpectedly"."""
+    client = ResolverClient(tmp_path, tmp_path / "log", tmp_path / "resolv.conf")
+    monkeypatch.setattr("agent.network.resolver_client._spawn", refusing(errno.EAGAIN))
+    with pytest.raises(Unavailable, match="Resource temporarily unavailable"):
+        await client.set_container("t1", {"networks": []})
