@@ -25,6 +25,7 @@ from swarm.errors import (
     KIND_METADATA_KEY,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     OutcomeUnknown,
     PermissionDenied,
     SwarmError,
@@ -363,5 +364,7 @@ def _knock(endpoint: Endpoint) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT):
             pass
+    except UnicodeError as error:
+        raise InvalidArgument(f"--host {endpoint.address}: {host!r} is not the name or address of a host") from error
     except OSError as error:
         raise _NobodyThere(f"{endpoint.address}: {error.strerror or error}") from error

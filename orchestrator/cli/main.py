@@ -229,6 +229,8 @@ def _report(error: Exception) -> int:
     errors = sys.modules.get("swarm.errors")
     if errors is not None and isinstance(error, errors.SwarmError):
         return _complain(str(error), error.exit_code)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":  # bytes of an argument that are no text
+        return _complain(f"{error.object!r} is not text in UTF-8", EXIT_USAGE)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror.lower()}", EXIT_INTERNAL)

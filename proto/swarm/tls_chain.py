@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from swarm.errors import Unavailable
+from swarm.errors import InvalidArgument, Unavailable
 from swarm.names import MANAGER_TLS_NAME
 
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -15,7 +15,8 @@ MAX_CHAIN = 8  # certificates that we look at
 
 
 def shown_chain(host: str, port: int) -> list[bytes]:
-    """The certificates (DER), leaf first. Raises Unavailable where there is no TLS server."""
+    """The certificates (DER), leaf first. Raises Unavailable where there is no TLS server,
+    InvalidArgument where `host` can be none."""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -32,6 +33,8 @@ def shown_chain(host: str, port: int) -> list[bytes]:
         raise Unavailable(f"manager {target} did not answer within {CONNECT_TIMEOUT:g} s") from error
     except ssl.SSLError as error:
         raise Unavailable(f"at {target} there is no enrolment port of a swarm manager: {error.reason}") from error
+    except UnicodeError as error:
+        raise InvalidArgument(f"{target!r} is not an address: {host!r} is not the name or address of a host") from error
     except OSError as error:
         raise Unavailable(f"manager {target} is not reachable: {error.strerror or error}") from error
 

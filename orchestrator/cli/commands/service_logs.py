@@ -92,7 +92,7 @@ def moment(text: str | None, where: str, now: float) -> Timestamp | None:
     try:
         found = datetime.fromisoformat(text)
         return timestamp((found if found.tzinfo else found.astimezone()).astimezone(UTC).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     try:
         span = duration(text, where)

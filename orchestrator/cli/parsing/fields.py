@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 
@@ -191,7 +192,6 @@ def _truth(word: str, text: str, where: str) -> bool:
 
 
 def _octal(word: str, text: str, where: str) -> int:
-    try:
-        return int(word, 8)
-    except ValueError as error:
-        raise InvalidArgument(f"{where} {text!r}: {word!r} is not a file mode; write it in octal, as 1777") from error
+    if not re.fullmatch(r"(0o)?[0-7]{1,10}", word):
+        raise InvalidArgument(f"{where} {text!r}: {word!r} is not a file mode; write it in octal, as 1777")
+    return int(word, 8)

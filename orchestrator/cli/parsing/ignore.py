@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from swarm.errors import InvalidArgument
+
 
 class Ignored:
     """The patterns of one ignore file."""
@@ -36,7 +38,10 @@ def _expression(pattern: str) -> re.Pattern[str]:
             found += ".+" if last else "(?:[^/]+/)*"
         else:
             found += _name(part) + ("" if last else "/")
-    return re.compile(found)
+    try:
+        return re.compile(found)
+    except re.error as error:  # as [z-a]
+        raise InvalidArgument(f"the pattern {pattern!r} of the ignore file cannot be read: {error.msg}") from error
 
 
 def _name(part: str) -> str:

@@ -67,11 +67,11 @@ def nano_cpus(text: str, where: str) -> int:
         value = Decimal("NaN")
     if not value.is_finite() or value < 0:
         raise InvalidArgument(f"{where} {text!r} is not a number of CPUs: write it as 0.5 or 2")
+    if value > _MAX_INT64 // 10**9:
+        raise InvalidArgument(f"{where} {text!r} is more CPUs than there can be")
     nano = value * 10**9
     if nano != int(nano):
         raise InvalidArgument(f"{where} {text!r} is too precise: at most nine digits after the point")
-    if nano > _MAX_INT64:
-        raise InvalidArgument(f"{where} {text!r} is more CPUs than there can be")
     return int(nano)
 
 

@@ -81,6 +81,12 @@ def test_a_file_that_cannot_be_packed_is_named_and_nothing_is_built(
     assert "Traceback" not in caplog.text
 
 
+def test_a_pattern_of_an_ignore_file_that_makes_no_sense_is_named() -> None:
+    """`image build` "failed unexpectedly (error: bad character range z-a …)", and did not say where that stood."""
+    with pytest.raises(InvalidArgument, match=r"the pattern '\[z-a\]' of the ignore file"):
+        Ignored(["[z-a]"])
+
+
 def test_build_complaints(script: Script, swarmctl: Run, directory: Path, tmp_path: Path) -> None:
     assert swarmctl("image", "build", str(tmp_path / "none")).code == 2
     assert swarmctl("image", "build", "--push", str(directory)).code == 2

@@ -133,6 +133,25 @@ def test_each_error_has_its_exit_code_and_one_sentence(script: Script, swarmctl:
         assert (result.code, result.err) == (kind.exit_code, "Error: this happened; do that\n"), kind
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "a..b:2378", "--tls", "/none", "node", "ls"], "'a..b' is not the name or address of a host"),
+        (["service", "logs", "--since", "9999-12-31T23:00:00-14:00", "web"], "is neither a time nor an age"),
+        (["service", "create", "--limit-cpu", "1e999999999", "web"], "is more CPUs than there can be"),
+        (["service", "create", "--mount", "type=tmpfs,target=/a,tmpfs-mode=-1", "web"], "'-1' is not a file mode"),
+        (["service", "create", "--mount", f"type=tmpfs,target=/a,tmpfs-mode={'7' * 20}", "web"], "is not a file mode"),
+        (["service", "create", "--label", "a=\udcff", "web"], "is not text in UTF-8"),
+    ],
+)
+def test_words_that_make_no_sense_are_no_defect(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of these "failed unexpectedly (UnicodeError: …)", with the exit code of a defect."""
+    assert program.run(words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_exit_codes_are_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "exit-codes.md").read_text()
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from swarm import apart, keys, operations
-from swarm.errors import DeadlineExceeded, InternalError, SwarmError, Unavailable
+from swarm.errors import DeadlineExceeded, InternalError, InvalidArgument, SwarmError, Unavailable
 from swarm.process import CommandFailed
 from swarm.v1 import types_pb2
 
@@ -32,6 +32,12 @@ async def test_a_key_is_made_and_a_certificate_for_it_checked() -> None:
 async def test_errors_keep_their_kind_and_their_sentence() -> None:
     with pytest.raises(Unavailable, match=r"manager 127\.0\.0\.1:1 is not reachable"):
         await apart.shown_chain("127.0.0.1", 1)
+
+
+async def test_what_can_be_no_hosts_name_is_refused() -> None:
+    """`swarm join a..b` answered with the traceback of the program that looks at the manager."""
+    with pytest.raises(InvalidArgument, match=r"'a\.\.b' is not the name or address of a host"):
+        await apart.shown_chain("a..b", 1)
 
 
 def test_only_the_operations_of_the_table_are_done() -> None:
