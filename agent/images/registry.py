@@ -114,26 +114,22 @@ class _Client:
         import urllib.error
         import urllib.request
 
-        request = urllib.request.Request(url, method=method)
-        for name, value in headers.items():
-            request.add_unredirected_header(name, value)  # credentials are for this host only
         handler = urllib.request.HTTPSHandler(context=self._ssl_context())
         try:
+            request = urllib.request.Request(url, method=method)
+            for name, value in headers.items():
+                request.add_unredirected_header(name, value)  # credentials are for this host only
             with urllib.request.build_opener(handler).open(request, timeout=TIMEOUT) as answer:
                 return Answer(answer.status, answer.headers, answer.read(MAX_MANIFEST))
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(error.code, error.headers, b"")
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last for what is no address or header
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, ssl.SSLCertVerificationError) and self._only_cluster:
                 self._only_cluster, self._context = False, None
                 return self._fetch(method, url, headers)
-            if isinstance(reason, ssl.SSLError) and reason.reason in (
-                "WRONG_VERSION_NUMBER",
-                "HTTP_REQUEST",
-                "RECORD_LAYER_FAILURE",
-            ):
+            if isinstance(reason, ssl.SSLError) and reason.reason in _PLAIN_TEXT:
                 raise _Unencrypted from error
             raise Unavailable(f"image {self._reference}: the registry cannot be reached: {reason}") from error
 

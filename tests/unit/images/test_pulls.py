@@ -182,6 +182,12 @@ def test_where_a_registry_is(registry: str, address: tuple[str, int]) -> None:
     assert address_of(registry) == address
 
 
+async def test_a_name_that_no_host_can_have_is_told_in_a_sentence() -> None:
+    """A task whose image is of such a registry failed because "the node daemon failed unexpectedly"."""
+    name = f"{'a' * 64}.example.com"
+    assert await unreachable(name) == f"{name} is not the name of a host"
+
+
 async def test_a_port_is_tried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -50,6 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200 if right else 401, BODY)
         elif self.path.startswith("/v2/token/"):
             self._send(200, BODY)
+        elif self.path.startswith("/v2/odd/"):
+            self._send(401, b"", {"WWW-Authenticate": 'Bearer realm="http://[odd/token",service="here"'})
         elif self.path.startswith("/v2/broken/"):
             self._send(503, b"")
         else:
@@ -112,3 +117,27 @@ def test_challenges() -> None:
         {"realm": "https://auth.io/token", "service": "reg.io", "scope": "repository:a/b:pull"},
     )
     assert parse_challenge("") == ("", {})
+
+
+async def test_what_is_no_address_is_told_in_a_sentence(registry: str) -> None:
+    """`service create --image` with a registry whose name is too long, or one that names an odd token service: "the node daemon
+    failed unexpectedly"."""
+    for text in (f"{'a' * 64}.example.com/web:1", f"{registry}/odd:1"):
+        with pytest.raises(Unavailable, match="the registry cannot be reached"):
+            await ask(text)
+
+
+@pytest.mark.parametrize("reason", ["PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"])
+async def test_a_registry_of_this_host_without_tls_is_asked_without(
+    reason: str, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL calls an answer that is no TLS by several names, by version and by chance: with one of them a registry on
+    localhost could not be reached."""
+    error = ssl.SSLError(1, f"[SSL: {reason}]")
+    error.reason = reason
+
+    def https_open(handler: urllib.request.HTTPSHandler, request: urllib.request.Request) -> object:
+        raise urllib.error.URLError(error)
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", https_open)
+    assert await ask(f"{registry}/free:1") == DIGEST
