@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import lzma
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -77,6 +79,10 @@ def extract_context(archive: Path, directory: Path) -> None:
         raise InvalidArgument(f"the build context holds what may not be unpacked: {error}") from error
     except tarfile.TarError as error:
         raise InvalidArgument(f"the build context is not a tar archive: {error}") from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InvalidArgument(f"the build context is cut short or damaged: {error}") from error
+    except (ValueError, OverflowError) as error:  # a name or a time that no file can have
+        raise InvalidArgument(f"the build context holds what cannot be unpacked: {error}") from error
     except OSError as error:
         if is_disk_full(error):
             raise ResourceExhausted("the disk is full; free some space on this node") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import tarfile
@@ -30,12 +31,13 @@ async def collected(answers: AsyncIterator[Any]) -> list[Any]:
     return [answer async for answer in answers]
 
 
-def tar_of(*members: tuple[str, bytes | str]) -> bytes:
-    """Bytes are contents, a string is what a symbolic link leads to."""
+def tar_of(*members: tuple[str, bytes | str], more: dict[str, str] | None = None) -> bytes:
+    """Bytes are contents, a string is what a symbolic link leads to. `more`: extended headers of each."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
+            member.pax_headers = more or {}
             if isinstance(content, str):
                 member.type, member.linkname = tarfile.SYMTYPE, content
                 tar.addfile(member)
@@ -134,6 +136,23 @@ async def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
                 None,
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("context", "sentence"),
+    [
+        (gzip.compress(tar_of(("run", bytes(range(256)) * 64)), 0)[:-9000], "cut short"),
+        (tar_of(("run", b"x"), more={"path": "a\0b"}), "null byte"),
+        (tar_of(("run", b"x"), more={"mtime": "1e400"}), "out of range"),
+    ],
+)
+def test_a_damaged_context_is_refused_in_a_sentence(context: bytes, sentence: str, tmp_path: Path) -> None:
+    """A build whose compressed context was cut short on its way, or was made by an odd program: an internal error, with a
+    traceback in swarmd's log."""
+    archive = tmp_path / "context.tar"
+    archive.write_bytes(context)
+    with pytest.raises(InvalidArgument, match=sentence):
+        archives.extract_context(archive, tmp_path / "unpacked")
 
 
 async def test_an_upload_is_bounded(tmp_path: Path) -> None:
