@@ -38,6 +38,10 @@ class NotConverged(DeadlineExceeded):
     """The service does not run as it should, and waiting longer will not help or was not wanted."""
 
 
+class _TimeIsUp(Exception):
+    """No TimeoutError: that is an OSError, which a failed connection would be taken for where the time ends in one."""
+
+
 def wait(
     managers: Caller[ControlStub],
     service: types.Service,
@@ -73,7 +77,7 @@ def wait(
             f"(`swarmctl service ps {service.spec.name}` shows it)"
         )
         raise
-    except TimeoutError:
+    except _TimeIsUp:
         done, desired = tracker.counts
         raise NotConverged(
             f"service {service.spec.name} did not converge within {words.duration(timeout or 0)}: "
@@ -156,10 +160,10 @@ def _answers(
 
 @contextlib.contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raises TimeoutError in the block after `seconds`: the stream may be silent for that long."""
+    """Raises _TimeIsUp in the block after `seconds`: the stream may be silent for that long."""
 
     def ring(_: int, __: FrameType | None) -> None:
-        raise TimeoutError
+        raise _TimeIsUp
 
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 from swarm.clock import timestamp
@@ -14,6 +14,7 @@ from swarm.errors import AlreadyExists, Conflict, NotFound, Unavailable
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
+from orchestrator.cli import progress as waiting
 from orchestrator.cli.task_table import in_order
 from tests.unit.cli.conftest import Result, Script
 
@@ -453,3 +454,20 @@ def test_ps_says_why_nothing_is_heard_of_a_task(script: Script, swarmctl: Run) -
     waiting = task(1, types.TASK_STATE_ASSIGNED)
     script.answers["ListTasks"] = control.ListTasksResponse(tasks=[waiting], names=[names])
     assert "the node is down: no heartbeat for 3 s" in swarmctl("service", "ps", "web").out
+
+
+def test_the_time_to_wait_may_end_in_the_middle_of_a_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--wait-timeout` was without effect, and swarmctl waited for as long as it took, where the time ended while it knocked at
+    a manager that was away: that was taken for one more failure to connect."""
+    monkeypatch.setattr(waiting, "AWAY_TIMEOUT", 1.0)
+
+    class Away:
+        def stream(self, *_: object) -> Iterator[control.ServiceProgress]:
+            try:
+                time.sleep(5.0)
+            except OSError as error:  # as around a connect
+                raise Unavailable("nobody is there") from error
+            yield control.ServiceProgress()
+
+    with pytest.raises(waiting.NotConverged, match="did not converge within 50ms"):
+        waiting.wait(cast("Any", Away()), service(), quiet=True, timeout=0.05)
