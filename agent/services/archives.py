@@ -14,8 +14,8 @@ import sys
 import tempfile
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from swarm.errors import InvalidArgument, ResourceExhausted, is_disk_full
 
@@ -31,9 +31,15 @@ MAX_CONTEXT_MEMBERS = 500_000
 
 @contextlib.contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A directory that is removed in the end, on the disk where images lie (it must hold as much as they do)."""
-    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory = Path(tempfile.mkdtemp(prefix="upload-", dir=parent))
+    """A directory that is removed in the end, on the disk where images lie (it must hold as much as they do). Raises
+    ResourceExhausted where the disk is full."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory = Path(tempfile.mkdtemp(prefix="upload-", dir=parent))
+    except OSError as error:
+        if is_disk_full(error):
+            raise ResourceExhausted(f"the disk is full: {parent}; free some space on this node") from error
+        raise
     try:
         yield directory
     finally:
@@ -44,7 +50,7 @@ async def receive(pieces: AsyncIterator[bytes], path: Path, limit: int) -> int:
     """Writes the pieces to `path`; how many bytes there were. Raises ResourceExhausted above `limit`, or where the disk is
     full."""
     total = 0
-    with path.open("wb") as stream:
+    with path.open("wb", buffering=0) as stream:  # else the last bytes would meet the full disk when it is closed
         async for piece in pieces:
             total += len(piece)
             if total > limit:
@@ -53,9 +59,11 @@ async def receive(pieces: AsyncIterator[bytes], path: Path, limit: int) -> int:
     return total
 
 
-def _write(stream: BinaryIO, piece: bytes) -> None:
+def _write(stream: FileIO, piece: bytes) -> None:
+    rest = memoryview(piece)
     try:
-        stream.write(piece)
+        while rest:
+            rest = rest[stream.write(rest) :]
     except OSError as error:
         if is_disk_full(error):
             raise ResourceExhausted(f"the disk is full: {stream.name}; free some space on this node") from error

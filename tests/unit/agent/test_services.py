@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import io
 import json
@@ -158,6 +159,22 @@ def test_a_damaged_context_is_refused_in_a_sentence(context: bytes, sentence: st
 async def test_an_upload_is_bounded(tmp_path: Path) -> None:
     with pytest.raises(ResourceExhausted):
         await archives.receive(pieces(b"x" * 10, b"x" * 10), tmp_path / "file", 15)
+
+
+@pytest.mark.parametrize("piece", [b"x" * 10, b"x" * (1 << 20)])
+async def test_an_upload_onto_a_full_disk_says_so(
+    piece: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`image load` onto a disk that its last bytes did not fit on, or that was full before: an internal error."""
+    with pytest.raises(ResourceExhausted, match="the disk is full: /dev/full"):
+        await archives.receive(pieces(piece, piece), Path("/dev/full"), 1 << 30)
+
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(ResourceExhausted, match="the disk is full"), archives.scratch(tmp_path):
+        pass
 
 
 async def test_an_import_names_its_image(tmp_path: Path) -> None:
