@@ -1,7 +1,7 @@
 """The logs of a service or a task, from all its nodes, in one stream.
 
-For each node there is a call to its agent (`NodeAgent.TaskLogs`), and all of them put records into one bounded queue: an
-agent that prints faster than the caller reads is held back by its own connection. While following, the store's watch tells
+For each node there is a call to its agent (`NodeAgent.TaskLogs`; more where it had very many of the tasks), and all of them
+put records into one bounded queue: an agent that prints faster than the caller reads is held back by its own connection. While following, the store's watch tells
 of tasks that start later. A node that cannot be reached becomes a notice in the stream, not its end.
 """
 
@@ -25,6 +25,7 @@ from orchestrator.store import Snapshot, Store
 from orchestrator.store.tables import node_name
 
 QUEUE_RECORDS = 256
+MAX_TASKS = 1000  # in one call: an agent takes no more
 ANSWER_TIMEOUT = 10.0  # seconds for an agent to begin, where it is not followed
 _BACKOFF = Backoff(first=0.5, maximum=10.0)
 
@@ -95,7 +96,8 @@ class LogStream:
                     tasks = self._tasks(snapshot, service_id, task_id)
                     for node_id, new in _by_node(task for task in tasks if self._is_new(task)).items():
                         self._begun.update(task.id for task in new)
-                        readers.create_task(self._read_node(snapshot, node_id, new))
+                        for first in range(0, len(new), MAX_TASKS):
+                            readers.create_task(self._read_node(snapshot, node_id, new[first : first + MAX_TASKS]))
                     if not self._request.follow or not self._is_there(snapshot, service_id, task_id):
                         return
                     snapshot = (await watch.next()).snapshot

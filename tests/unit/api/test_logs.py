@@ -132,6 +132,20 @@ async def test_the_logs_of_all_nodes_come_labelled_and_end(tmp_path: Path) -> No
         ]
 
 
+async def test_a_node_with_more_tasks_than_fit_into_a_call_shows_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a node that remembers more than a thousand tasks of the service, ended ones too, nothing was shown: "is not reachable,
+    its logs are missing here: the logs of at most 1000 tasks can be asked for at once"."""
+    monkeypatch.setattr(logs, "MAX_TASKS", 2)
+    async with hosts(tmp_path, "w1") as made:
+        for slot, id_ in enumerate("abc", start=1):
+            made.agents["w1"].lines[id_] = [id_.encode()]
+            await made.add_task(id_, slot, "w1")
+        assert sorted(record.line for record in await collect(made.stream(), never)) == [b"a", b"b", b"c"]
+        assert sorted(len(request.task_ids) for request in made.agents["w1"].requests) == [1, 2]
+
+
 async def test_one_tasks_logs_by_its_name(tmp_path: Path) -> None:
     async with hosts(tmp_path, "w1") as made:
         made.agents["w1"].lines = {"a": [b"one"], "b": [b"two"]}
