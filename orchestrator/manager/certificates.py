@@ -19,8 +19,8 @@ class CertificateSource:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
+        self._identity = self._look()  # first: what replaces the files while they are read is noticed later
         self._material = files.read()
-        self._identity = self._look()
 
     def __call__(self) -> TlsMaterial:
         """The newest certificate; the last good one where the files cannot be read now."""

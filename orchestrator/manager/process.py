@@ -301,7 +301,7 @@ class Manager:
             if not others:
                 continue
             try:
-                await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT)
+                await join_cluster(others, self._tls(), self._member, JOIN_TIMEOUT, feature_level=features.SUPPORTED)
                 log.info("after a time without a leader: this manager is a member of the log")
             except SwarmError as error:
                 raise_if_cancelled()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from swarm.errors import AlreadyExists
-from swarm.identity import TlsFiles
+from swarm.identity import TlsFiles, TlsMaterial
 from swarm.keys import new_key_and_request
 from swarm.v1 import types_pb2 as types
 
+from orchestrator.consensus import Leadership, Member
 from orchestrator.identity.authority import RootAuthority
+from orchestrator.manager import process
 from orchestrator.manager.certificates import CertificateSource
 from orchestrator.manager.options import InitOptions, RunOptions, parse
 from orchestrator.manager.pidfile import locked, running
+from orchestrator.store import features
 
 
 def test_a_renewed_certificate_is_used_at_once_and_a_missing_one_not_at_all(tmp_path: Path) -> None:
@@ -36,6 +42,62 @@ def test_a_renewed_certificate_is_used_at_once_and_a_missing_one_not_at_all(tmp_
     assert source().certificate == second
     files.certificate.unlink()
     assert source().certificate == second
+
+
+def test_a_certificate_that_is_renewed_while_the_manager_starts_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager went on with the old one, until it expired or was renewed once more: the new one was taken for the one that
+    it had read."""
+    authority = RootAuthority.create("c1", time.time())
+    files = TlsFiles(tmp_path / "certificates")
+    read = TlsFiles.read
+
+    def issue() -> bytes:
+        keys = new_key_and_request("n1")
+        chain = authority.issue_node(keys.csr_pem, "n1", types.NODE_ROLE_MANAGER, now=time.time())
+        files.write(keys.key_pem, chain, authority.certificate_pem)
+        return chain
+
+    def renewed_meanwhile(files: TlsFiles) -> TlsMaterial:
+        found = read(files)
+        if found.certificate == first:
+            issue()
+        return found
+
+    first = issue()
+    with monkeypatch.context() as patched:
+        patched.setattr(TlsFiles, "read", renewed_meanwhile)
+        source = CertificateSource(files)
+    assert source().certificate == read(files).certificate != first
+
+
+async def test_a_manager_that_asks_to_be_a_member_again_says_what_it_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that had been removed without noticing was refused for ever ("supports up to 1; update it") in a swarm at a
+    higher feature level than the first, which its program did support."""
+    asked: asyncio.Queue[int] = asyncio.Queue()
+
+    async def ask(*_: object, feature_level: int = features.FIRST) -> None:
+        asked.put_nowait(feature_level)
+
+    monkeypatch.setattr(process, "join_cluster", ask)
+    monkeypatch.setattr(process, "LEADERLESS_TIMEOUT", 0.01)
+    monkeypatch.setattr(features, "SUPPORTED", 2)
+    manager: Any = SimpleNamespace(
+        consensus=SimpleNamespace(
+            leadership=lambda: Leadership(1, "", False, False),
+            members=lambda: (Member("m2", "192.0.2.2:2378"),),
+            on_leadership=lambda _: None,
+        ),
+        _member=Member("m1", "192.0.2.1:2378"),
+        _options=SimpleNamespace(join=()),
+        _tls=lambda: None,
+    )
+    staying = asyncio.create_task(process.Manager._stay_member(manager))
+    try:
+        assert await asyncio.wait_for(asked.get(), 10.0) == 2
+    finally:
+        staying.cancel()
 
 
 def test_one_process_holds_the_lock(tmp_path: Path) -> None:
