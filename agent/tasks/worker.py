@@ -276,9 +276,12 @@ class TaskWorker:
     async def _release_rootfs(self) -> None:
         try:
             await self._host.images.unmount(self.task_id)
-        except SwarmError as error:
+        except (SwarmError, OSError) as error:
             log.warning("task %s: the root filesystem stays until the agent's next start: %s", self.task_id, error)
-        await asyncio.to_thread(preparation.release_files, self.task_id, self._host)
+        try:
+            await asyncio.to_thread(preparation.release_files, self.task_id, self._host)
+        except OSError as error:
+            log.warning("task %s: some of its files stay: %s", self.task_id, error)
 
     async def _forget(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self._host.directories.container(self.task_id), True)

@@ -15,6 +15,7 @@ from swarm.v1 import types_pb2 as types
 
 from agent.runtime.interface import ContainerState, ExecResult
 from agent.session.mirror import Mirror
+from agent.tasks import preparation
 from agent.tasks.host import Directories
 from agent.tasks.supervisor import TaskSupervisor
 from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
@@ -465,6 +466,29 @@ async def test_a_container_that_a_reboot_kept_from_starting_is_made_anew(
     await settle()
     assert host.sink.states("t1")[-1] == types.TaskState.Name(desired).removeprefix("TASK_STATE_")
     assert "FAILED" not in host.sink.states("t1")
+
+
+async def test_a_task_whose_files_cannot_be_removed_is_forgotten_all_the_same(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd lacked descriptors as the task's files were to go: the task was never forgotten until swarmd's next start, and the
+    node could not leave the swarm before."""
+
+    def refused(*_: object) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def unmount(task_id: str) -> None:
+        refused()
+
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    monkeypatch.setattr(host.images, "unmount", unmount)
+    monkeypatch.setattr(preparation, "release_files", refused)
+    tasks.apply(world())
+    async with asyncio.timeout(10):
+        while tasks.worker("t1") is not None:  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.001)
 
 
 async def test_leftovers_that_belong_to_no_task_are_removed(agents: Agents) -> None:
