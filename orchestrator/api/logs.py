@@ -1,8 +1,9 @@
 """The logs of a service or a task, from all its nodes, in one stream.
 
 For each node there is a call to its agent (`NodeAgent.TaskLogs`; more where it had very many of the tasks), and all of them
-put records into one bounded queue: an agent that prints faster than the caller reads is held back by its own connection. While following, the store's watch tells
-of tasks that start later. A node that cannot be reached becomes a notice in the stream, not its end.
+put records into one bounded queue: an agent that prints faster than the caller reads is held back by its own connection. While
+following, the store's watch tells of tasks that start later. A node that cannot be reached becomes a notice in the stream, not
+its end.
 """
 
 from __future__ import annotations
