@@ -62,8 +62,8 @@ class Layers:
                 self._images = (stamp, [_record(entry) for entry in entries])
         except FileNotFoundError:
             return []
-        except (ValueError, KeyError) as error:
-            raise InternalError(f"the image store's file {path} cannot be understood: {error!r}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(path, error) from error
         return self._images[1]
 
     def by_name(self, name: str) -> Record | None:
@@ -83,7 +83,10 @@ class Layers:
         return Image(f"sha256:{record.id}", digest or record.digest, reference, self._configuration(record.id))
 
     def _configuration(self, image_id: str) -> ImageConfig:
-        return parse_configuration(self._document(image_id))
+        try:
+            return parse_configuration(self._document(image_id))
+        except (TypeError, ValueError, AttributeError) as error:  # it was made by a stranger
+            raise _damaged(image_id, f"its configuration cannot be understood: {error}") from error
 
     def _document(self, image_id: str) -> dict[str, Any]:
         key = base64.b64encode(f"sha256:{image_id}".encode()).decode()
@@ -109,10 +112,13 @@ class Layers:
 
     def working_containers(self) -> bool:
         """Whether builds are under way, or were killed: each step of a build is a container of the store."""
+        path = self.root / f"{self.driver}-containers" / "containers.json"
         try:
-            return bool(json.loads((self.root / f"{self.driver}-containers" / "containers.json").read_bytes() or b"[]"))
+            return bool(json.loads(path.read_bytes() or b"[]"))
         except FileNotFoundError:
             return False
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
     def stored(self) -> list[StoredImage]:
         sizes = self._sizes()
@@ -132,11 +138,14 @@ class Layers:
 
     def _sizes(self) -> dict[str, tuple[str, int]]:
         """Layer → (the one under it, its own bytes)."""
+        path = self.root / f"{self.driver}-layers" / "layers.json"
         try:
-            entries = json.loads((self.root / f"{self.driver}-layers" / "layers.json").read_bytes() or b"[]")
+            entries = json.loads(path.read_bytes() or b"[]")
+            return {entry["id"]: (entry.get("parent", ""), int(entry.get("diff-size", 0))) for entry in entries}
         except FileNotFoundError:
             return {}
-        return {entry["id"]: (entry.get("parent", ""), int(entry.get("diff-size", 0))) for entry in entries}
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(path, error) from error
 
     @staticmethod
     def _size(layer: str, sizes: dict[str, tuple[str, int]]) -> int:
@@ -164,6 +173,12 @@ class Layers:
     def tree(self, layer: str) -> Path:
         """With the vfs driver, the whole tree of an image."""
         return self.root / "vfs" / "dir" / layer
+
+
+def _unreadable(path: Path, error: Exception) -> InternalError:
+    if isinstance(error, OSError):
+        return InternalError(f"the image store's file {path} cannot be read: {error.strerror}")
+    return InternalError(f"the image store's file {path} cannot be understood: {error!r}")
 
 
 def _damaged(image_id: str, reason: object) -> InternalError:

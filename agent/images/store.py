@@ -248,9 +248,9 @@ class BuildahImages:
 
     async def _remove_unfinished(self, layers: Layers) -> None:
         """What a build that was killed left in the store, with its mounts; not while others are under way."""
-        if self._builds or not layers.working_containers():
-            return
         try:
+            if self._builds or not layers.working_containers():
+                return
             await self._buildah.run(layers.driver, ["rm", "--all"], "what an unfinished build left")
         except SwarmError as error:
             log.warning("%s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import io
 import json
@@ -117,6 +118,35 @@ def test_damage_is_told(tmp_path: Path) -> None:
     (tmp_path / "overlay-images/images.json").write_text("{")
     with pytest.raises(InternalError, match="cannot be understood"):
         layers.records()
+
+
+@pytest.mark.parametrize("config", ['"x"', '{"Env": 5}', '{"Labels": ["a"]}', '{"Volumes": [{}, {}]}'])
+def test_an_odd_configuration_is_told_in_a_sentence(config: str, tmp_path: Path) -> None:
+    """A task of an image that an odd program made failed because "the node daemon failed unexpectedly"."""
+    fill(tmp_path, ["docker.io/library/web:1"])
+    layers = Layers(tmp_path, "overlay")
+    (record,) = layers.records()
+    key = base64.b64encode(f"sha256:{IMAGE}".encode()).decode()
+    (tmp_path / "overlay-images" / IMAGE / f"={key}").write_text(f'{{"config": {config}}}')
+    with pytest.raises(InternalError, match="is damaged; remove and pull it again"):
+        layers.image(record, "web:1")
+
+
+def test_a_store_that_cannot_be_read_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, where swarmd lacked descriptors."""
+    fill(tmp_path, ["docker.io/library/web:1"])
+    layers = Layers(tmp_path, "overlay")
+    containers = tmp_path / "overlay-containers"
+    containers.mkdir()
+    (containers / "containers.json").write_text("[]")
+
+    def refused(_: object) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    for look in (layers.records, layers.parents, layers.working_containers):
+        with pytest.raises(InternalError, match="cannot be read: Too many open files"):
+            look()
 
 
 def test_an_empty_configuration_has_defaults() -> None:
