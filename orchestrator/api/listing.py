@@ -64,6 +64,18 @@ def page(
     return taken, ""
 
 
+def fitting(objects: Iterable[T], most: int) -> list[T]:
+    """The first of `objects`, at most `most`, and no more than fit into a message."""
+    taken: list[T] = []
+    size = 0
+    for obj in objects:
+        size += obj.ByteSize()
+        if len(taken) == most or size > MAX_PAGE_BYTES:
+            break
+        taken.append(obj)
+    return taken
+
+
 def _encode(key: tuple[str, str]) -> str:
     return base64.urlsafe_b64encode("\0".join(key).encode()).decode()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from swarm.v1 import control_pb2, types_pb2
 
-from orchestrator.api.listing import Predicate, label_matches, matching, page
+from orchestrator.api.listing import Predicate, fitting, label_matches, matching, page
 from orchestrator.api.lookup import name_of_task
 from orchestrator.api.progress import summarize
 from orchestrator.api.views import members
@@ -22,7 +22,7 @@ _STATES = {
     types_pb2.NODE_STATE_DOWN: "down",
     types_pb2.NODE_STATE_UNKNOWN: "unknown",
 }
-MAX_ATTACHED = 2000  # tasks shown with a network
+MAX_ATTACHED = 2000  # tasks shown with a network, where they fit
 
 
 def list_nodes(
@@ -132,9 +132,9 @@ def _problem_of(node: types_pb2.Node | None) -> str:
 
 def tasks_on(snapshot: Snapshot, network: types_pb2.Network) -> list[types_pb2.Task]:
     """The tasks that hold an address on the network and are to go on, by name."""
-    return sorted((task for task in snapshot.tasks.on_network(network.id) if is_live(task)), key=_task_key)[
-        :MAX_ATTACHED
-    ]
+    return fitting(
+        sorted((task for task in snapshot.tasks.on_network(network.id) if is_live(task)), key=_task_key), MAX_ATTACHED
+    )
 
 
 def _common_filters() -> Mapping[str, Predicate[Any]]:

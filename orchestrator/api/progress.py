@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from swarm.clock import seconds_of
 from swarm.v1 import control_pb2, types_pb2
 
+from orchestrator.api.listing import fitting
 from orchestrator.controllers.service_view import runs_current_spec
 from orchestrator.scheduler.constraints import parse_constraint
 from orchestrator.store import Snapshot
 from orchestrator.store.states import is_healthy, is_live
 from orchestrator.store.tables import SlotKey
 
-MAX_TASKS = 2000  # in one message; those that are not done come first
+MAX_TASKS = 2000  # in one message, where they fit; those that are not done come first
 STABLE_SECONDS = 1.0  # that a task runs before it counts as one that stays
 UNDER_WAY = frozenset({types_pb2.UPDATE_STATE_UPDATING, types_pb2.UPDATE_STATE_ROLLBACK_STARTED})
 
@@ -87,7 +88,7 @@ def progress(snapshot: Snapshot, service: types_pb2.Service, now: float) -> cont
     shown.sort(key=lambda task: (is_healthy(task), task.slot, task.node_id))
     return control_pb2.ServiceProgress(
         summary=summarize(snapshot, service),
-        tasks=sorted(shown[:MAX_TASKS], key=lambda task: (task.slot, task.node_id)),
+        tasks=sorted(fitting(shown, MAX_TASKS), key=lambda task: (task.slot, task.node_id)),
         converged=settles_in(snapshot, service, now) == 0,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from swarm.channels import MAX_MESSAGE_BYTES
 from swarm.clock import timestamp
 from swarm.v1 import types_pb2
 
@@ -54,6 +55,19 @@ def test_all_slots_running_is_converged() -> None:
     assert has_converged(state, service())
     summary = summarize(state, service())
     assert (summary.desired, summary.running, summary.healthy) == (2, 2, 2)
+
+
+def test_what_a_watcher_is_shown_fits_into_a_message() -> None:
+    """`service create` of a large service whose tasks all failed with long errors ended with "Sent message larger than max",
+    and so did every later look at its progress."""
+    failed = []
+    for slot in range(1, 1501):
+        one = task(f"t{slot}", slot, types_pb2.TASK_STATE_FAILED)
+        one.status.error = one.status.container.last_output = "x" * 1500
+        failed.append(one)
+    shown = progress(snapshot(service(1500), *failed, task("last", 1501)), service(1500), NOW)
+    assert 1000 < len(shown.tasks) < 1500
+    assert shown.ByteSize() < MAX_MESSAGE_BYTES
 
 
 @pytest.mark.parametrize(
