@@ -18,6 +18,7 @@ class CertificateSource:
     """Call it for the newest key, certificate and CA certificate."""
 
     def __init__(self, files: TlsFiles) -> None:
+        """Raises FailedPrecondition where there is no certificate."""
         self._files = files
         self._identity = self._look()  # first: what replaces the files while they are read is noticed later
         self._material = files.read()
@@ -29,10 +30,14 @@ class CertificateSource:
             if identity != self._identity:
                 self._material, self._identity = self._files.read(), identity
                 log.info("the certificate was replaced by its agent")
-        except (OSError, FailedPrecondition) as error:
+        except FailedPrecondition as error:
             log.warning("the renewed certificate cannot be read, the last one stays in use: %s", error)
         return self._material
 
     def _look(self) -> tuple[int, int]:
-        status = self._files.certificate.stat()
+        path = self._files.certificate
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise FailedPrecondition(f"the certificate cannot be read: {path}: {error.strerror}") from error
         return status.st_ino, status.st_mtime_ns

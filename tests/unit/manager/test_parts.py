@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from swarm.errors import AlreadyExists
+from swarm.errors import AlreadyExists, FailedPrecondition
 from swarm.identity import TlsFiles, TlsMaterial
 from swarm.keys import new_key_and_request
 from swarm.v1 import types_pb2 as types
@@ -42,6 +42,11 @@ def test_a_renewed_certificate_is_used_at_once_and_a_missing_one_not_at_all(tmp_
     assert source().certificate == second
     files.certificate.unlink()
     assert source().certificate == second
+
+
+def test_a_host_without_an_identity_is_no_defect(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match=r"the certificate cannot be read: .*No such file"):
+        CertificateSource(TlsFiles(tmp_path))
 
 
 def test_a_certificate_that_is_renewed_while_the_manager_starts_is_used(
