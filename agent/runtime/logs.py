@@ -134,7 +134,7 @@ async def read(
 
     `since_ns`, `until_ns`: only lines of that time, both included. `tail`: only so many of those that are there, the newest.
     `follow`: goes on with what is written, until `ended` is set and all is read, the log's directory is removed, or a line
-    after `until_ns` comes. Raises ResourceExhausted where the host watches too many directories already.
+    after `until_ns` comes. Raises ResourceExhausted where the host watches too many directories already, or lacks descriptors.
     """
     async for line in _follow(path, tail, until_ns, follow, ended):
         if until_ns is not None and line.at_ns > until_ns:
@@ -172,7 +172,10 @@ async def _follow(
                 continue
             if watch is None or over or not path.parent.is_dir():
                 return
-            await _next_change(watch, ended)
+            try:
+                await _next_change(watch, ended)
+            except OSError as error:
+                raise ResourceExhausted(f"the log {path} cannot be followed any longer: {error.strerror}") from error
 
 
 class _File:
@@ -241,11 +244,14 @@ def _replaced(path: Path, stream: BinaryIO) -> bool:
 
 
 async def _next_change(watch: DirectoryWatch, ended: asyncio.Event | None) -> None:
+    """Raises OSError where the watch fails."""
     waits = [asyncio.ensure_future(watch.changed())]
     if ended is not None:
         waits.append(asyncio.ensure_future(_set(ended)))
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in done:
+            wait.result()  # a watch that fails tells nothing more
     finally:
         for wait in waits:
             wait.cancel()

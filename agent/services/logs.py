@@ -23,6 +23,7 @@ from swarm.v1 import node_pb2 as node
 from swarm.v1.node_pb2_grpc import NodeAgentServicer
 
 from agent.runtime.logs import LogLine, read
+from agent.tasks.preparation import first_error
 from agent.tasks.worker import TaskWorker
 
 MAX_TASKS = 1000  # in one request
@@ -131,9 +132,12 @@ async def following(logs: Sequence[TaskLog], since: int, until: int | None) -> A
             await _close(reader)
 
     async def pump_all() -> None:
-        async with asyncio.TaskGroup() as group:
-            for position, log in enumerate(logs):
-                group.create_task(pump(position, log))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for position, log in enumerate(logs):
+                    group.create_task(pump(position, log))
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors
 
     async def finish() -> None:
         try:

@@ -266,6 +266,19 @@ async def test_a_reader_that_goes_while_much_is_written_leaves_nothing_behind(
         await following_lines.aclose()
 
 
+async def test_a_log_that_cannot_be_followed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`service logs --follow` of more tasks of one host than it may watch directories: an internal error, instead of which
+    setting is to be raised."""
+
+    def refused(_: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("agent.runtime.logs.DirectoryWatch", refused)
+    log = log_of(tmp_path, "a")
+    with pytest.raises(ResourceExhausted, match="max_user_instances"):
+        await collected(following([log, log], 0, None))
+
+
 async def test_a_task_that_is_not_here_is_noted(tmp_path: Path) -> None:
     serve = NodeAgentService(lambda task_id: None, lambda task_id: tmp_path / task_id, ManualClock(NOW))
     (record,) = await collected(serve.TaskLogs(node.TaskLogsRequest(task_ids=["t9"], tail=-1), None))

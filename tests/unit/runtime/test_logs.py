@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
+from swarm.errors import ResourceExhausted
 
-from agent.runtime import logs
+from agent.runtime import inotify, logs
 from agent.runtime.logs import Joiner, LogLine
 
 SECOND = 1_000_000_000
@@ -167,3 +169,21 @@ async def test_the_last_line_is_the_last_one_that_says_something(tmp_path: Path)
     path = tmp_path / "log"
     path.write_text(record(1, "listening") + record(2, "panic: no database", stream="stderr") + record(2, ""))
     assert await logs.last_line(path) == "panic: no database"
+
+
+async def test_following_ends_where_the_watch_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """swarmd had no descriptor left: each log that somebody followed kept a processor busy without waiting."""
+    (tmp_path / "log").write_text("")
+    waits = 0
+
+    async def refused(_: int) -> None:
+        nonlocal waits
+        waits += 1
+        assert waits < 100
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(inotify, "readable", refused)
+    with pytest.raises(ResourceExhausted, match="cannot be followed any longer: Too many open files"):
+        async with asyncio.timeout(1):
+            await collect(tmp_path / "log", follow=True)
+    assert waits == 1
