@@ -20,7 +20,7 @@ import logging
 from collections.abc import Sequence
 
 from swarm.clock import SystemClock
-from swarm.errors import SwarmError
+from swarm.errors import InternalError, ResourceExhausted, SwarmError, is_disk_full
 from swarm.ids import id_source
 
 from orchestrator.manager.options import InitOptions, OfflineOptions, RunOptions, parse
@@ -43,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwarmError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code(error)
+    except OSError as error:  # a disk that is full, damaged or not ours to write to
+        if isinstance(options, RunOptions):
+            logging.getLogger(__name__).exception("the manager failed")
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
+        return (ResourceExhausted if is_disk_full(error) else InternalError).exit_code
     return 0
 
 

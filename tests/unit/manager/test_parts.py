@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from pathlib import Path
@@ -17,7 +18,8 @@ from swarm.v1 import types_pb2 as types
 
 from orchestrator.consensus import Leadership, Member
 from orchestrator.identity.authority import RootAuthority
-from orchestrator.manager import process
+from orchestrator.manager import bootstrap, process
+from orchestrator.manager.__main__ import main
 from orchestrator.manager.certificates import CertificateSource
 from orchestrator.manager.options import InitOptions, RunOptions, parse
 from orchestrator.manager.pidfile import locked, running
@@ -42,6 +44,27 @@ def test_a_renewed_certificate_is_used_at_once_and_a_missing_one_not_at_all(tmp_
     assert source().certificate == second
     files.certificate.unlink()
     assert source().certificate == second
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/s/manager"), 8),
+        (PermissionError(errno.EACCES, "No", "/s"), 1),
+    ],
+)
+def test_a_disk_that_cannot_be_written_to_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, code: int
+) -> None:
+    """`swarm init` on a host whose disk is full showed the end of a traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bootstrap, "write_bootstrap", fail)
+    words = ["--advertise", "192.0.2.1", "--hostname", "h", "--state-dir", str(tmp_path), "--run-dir", str(tmp_path)]
+    assert main(["init", *words]) == code
+    assert capsys.readouterr().err == f"error: {error.filename}: {error.strerror}\n"
 
 
 def test_a_host_without_an_identity_is_no_defect(tmp_path: Path) -> None:
