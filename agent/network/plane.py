@@ -127,14 +127,16 @@ class LinuxDataPlane:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
-        async with self._applying:
-            await self._resolver.stop(remove=remove)
-            if remove:
+        try:
+            async with self._applying:
                 with _as_swarm_error("the network of this host cannot be removed"):
-                    await self._threads.run(self._remove_everything)
-                self._attached.clear()
-        await asyncio.to_thread(self._tools.contexts.close)
-        self._threads.close()
+                    await self._resolver.stop(remove=remove)
+                    if remove:
+                        await self._threads.run(self._remove_everything)
+                        self._attached.clear()
+        finally:
+            await asyncio.to_thread(self._tools.contexts.close)
+            self._threads.close()
 
     def _remove_everything(self) -> None:
         task_kernel.program_host(self._tools, removal(Table("ip", TABLE)))

@@ -141,3 +141,19 @@ async def test_flows_are_forgotten_while_a_task_is_being_detached(
     await plane.apply(view(overlay(BACKEND, web)))
     await asyncio.wrap_future(detaching[0])
     assert await plane.attached() == {"t0"}
+
+
+async def test_a_removal_that_fails_leaves_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node left the swarm while swarmd was short of descriptors: leaving failed unexpectedly, and each attempt kept threads
+    and a descriptor more."""
+    before = threading.enumerate()
+    plane = plane_on(Kernel(), tmp_path, monkeypatch)
+
+    async def stop(*, remove: bool) -> None:
+        refused()
+
+    monkeypatch.setattr(plane._resolver, "stop", stop)
+    await plane._threads.run(time.sleep, 0)
+    with pytest.raises(InternalError, match="cannot be removed: Too many open files"):
+        await plane.stop(remove=True)
+    assert not any(thread.name.startswith("netns") for thread in threading.enumerate() if thread not in before)
