@@ -137,7 +137,7 @@ def processes(host: Hierarchies, parent: str, name: str) -> set[int]:
         for place in (group, *_children(group)):
             with contextlib.suppress(OSError):
                 found.update(int(word) for word in (place / "cgroup.procs").read_text().split())
-    return found
+    return found - {0}  # one that our own process namespace does not show: as a number it would mean ourselves
 
 
 def _children(group: Path) -> list[Path]:
@@ -145,9 +145,9 @@ def _children(group: Path) -> list[Path]:
     try:
         if group.stat().st_nlink <= 2:  # the usual case, without listing the directory: itself, and its name above
             return []
-    except FileNotFoundError:
+        found = [path.parent for path in group.rglob("cgroup.procs") if path.parent != group]
+    except FileNotFoundError:  # one went while they were listed: whoever needs it looks again
         return []
-    found = [path.parent for path in group.rglob("cgroup.procs") if path.parent != group]
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 

@@ -75,6 +75,29 @@ def test_killing_takes_the_kernels_one_step_where_version_2_has_it(tmp_path: Pat
     cgroups.kill(Hierarchies(unified=tmp_path), "/swarm", "gone")
 
 
+def test_killing_never_means_ourselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """swarmd ran in a process namespace of its own, and somebody outside of it had entered a container: the kernel lists that
+    process as 0, and the container's removal would have killed swarmd with all of its process group."""
+    killed: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, _: killed.append(pid))
+    tree(tmp_path, "swarm/abc")
+    (tmp_path / "swarm/abc/cgroup.procs").write_text("0\n17\n")
+    cgroups.kill(Hierarchies(unified=tmp_path), "/swarm", "abc")
+    assert killed == [17]
+
+
+def test_groups_that_go_while_they_are_listed_are_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container with control groups of its own ended while it was removed: its creation failed "unexpectedly", or it was
+    removed only after a pause."""
+    tree(tmp_path, "swarm/abc/inner")
+
+    def gone(*_: object) -> list[Path]:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "rglob", gone)
+    assert cgroups.processes(Hierarchies(unified=tmp_path), "/swarm", "abc") == set()
+
+
 def test_the_parent_goes_with_its_monitors_in_every_hierarchy_and_what_others_made_stays(tmp_path: Path) -> None:
     memory, unified = tmp_path / "memory", tmp_path / "unified"
     tree(tmp_path, "memory/lab/m1", "unified/lab/m1/monitors")
