@@ -100,6 +100,9 @@ def _check_environment(field: str, env: Sequence[str]) -> None:
 
 
 def check_health(field: str, health: types_pb2.HealthConfig) -> None:
+    check_count(f"{field}.test", len(health.test), MAX_ENTRIES)
+    for word in health.test:
+        check_text(f"{field}.test", word, maximum=MAX_TEXT)
     if health.test:
         kind = health.test[0]
         if kind not in ("NONE", "CMD", "CMD-SHELL"):
@@ -189,9 +192,10 @@ def _check_privileges(field: str, spec: types_pb2.ContainerSpec) -> None:
         for capability in capabilities:
             if not _CAPABILITY.fullmatch(capability):
                 raise refuse(f"{field}.capabilities_{name}", f"{capability!r} is not a capability as NET_ADMIN or ALL")
-    for key in spec.sysctls:
+    for key, value in spec.sysctls.items():
         if not _SYSCTL.fullmatch(key):
             raise refuse(f"{field}.sysctls", f"{key!r} is not a kernel setting as net.core.somaxconn")
+        check_text(f"{field}.sysctls.{key}", value)
     for limit in spec.ulimits:
         if limit.name not in _ULIMITS:
             raise refuse(f"{field}.ulimits", f"{limit.name!r} is not a limit; known are {', '.join(sorted(_ULIMITS))}")

@@ -194,6 +194,23 @@ def test_a_bad_service_is_refused_with_a_sentence(spoil: Spoil, sentence: str) -
         check_service_spec(spec)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        setting("task.container.health.test", ["CMD-SHELL", "true\0"]),
+        setting("task.container.health.test", ["CMD", "true", "x" * (129 << 10)]),
+        setting("task.container.sysctls", {"net.core.somaxconn": "1\0"}),
+    ],
+)
+def test_what_no_program_can_be_given_is_refused(spoil: Spoil) -> None:
+    """Such a service was created, and then no task of it ever became healthy, or started: "embedded null byte", "Argument list
+    too long"."""
+    spec = web()
+    spoil(spec)
+    with pytest.raises(InvalidArgument, match=r"NUL character|at most 131072 are allowed"):
+        check_service_spec(spec)
+
+
 @pytest.mark.parametrize("mode", [types_pb2.PUBLISH_MODE_INGRESS, types_pb2.PUBLISH_MODE_HOST])
 @pytest.mark.parametrize(
     ("number", "protocol", "purpose"),
