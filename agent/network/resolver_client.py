@@ -42,6 +42,7 @@ class ResolverClient:
         self._connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._networks: dict[str, Record] = {}
         self._containers: dict[str, Message] = {}
+        self._failed: dict[str, str] = {}  # containers that it could not serve when it was told last, and why
         self._wanted_networks: dict[str, Record] = {}
         self._wanted_containers: dict[str, Message] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,12 +63,16 @@ class ResolverClient:
         await self._tell()
 
     async def set_container(self, container_id: str, container: Message | None) -> None:
-        """`container`: {"namespace", "inode", "networks", "nameservers"}; None when it goes."""
+        """`container`: {"namespace", "inode", "networks", "nameservers"}; None when it goes. Raises Unavailable, also where the
+        resolver cannot serve it: nobody would try that again before something else changes."""
         if container is None:
             self._wanted_containers.pop(container_id, None)
+            self._failed.pop(container_id, None)
         else:
             self._wanted_containers[container_id] = container
         await self._tell()
+        if container_id in self._failed and container is not None:
+            raise Unavailable(f"the resolver cannot answer in the container: {self._failed[container_id]}")
 
     async def ended(self) -> None:
         """Returns when the resolver has ended, at once where there is none."""
@@ -105,9 +110,11 @@ class ResolverClient:
         for network_id in networks:
             _copy(self._wanted_networks, self._networks, network_id)
         for container_id in containers:
+            self._failed.pop(container_id, None)
             if container_id not in failed:
                 _copy(self._wanted_containers, self._containers, container_id)
         for container_id, reason in failed.items():
+            self._failed[container_id] = reason
             log.warning("task %s: its resolver could not be opened: %s", container_id, reason)
 
     async def _ask(self, message: Message) -> Message:

@@ -71,3 +71,23 @@ async def test_a_resolver_that_cannot_be_started_is_told_in_a_sentence(
     monkeypatch.setattr("agent.network.resolver_client._spawn", refusing(errno.EAGAIN))
     with pytest.raises(Unavailable, match="Resource temporarily unavailable"):
         await client.set_container("t1", {"networks": []})
+
+
+async def test_a_container_that_the_resolver_cannot_serve_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver had no descriptor left: the task ran and resolved no name, until something else on its host changed."""
+    client = ResolverClient(tmp_path, tmp_path / "log", tmp_path / "resolv.conf")
+    failed = {"t1": "Too many open files"}
+
+    async def ask(message: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": True, "failed": {key: failed[key] for key in message["containers"] if key in failed}}
+
+    monkeypatch.setattr(client, "_ask", ask)
+    with pytest.raises(Unavailable, match="cannot answer in the container: Too many open files"):
+        await client.set_container("t1", {"networks": ["n"]})
+    await client.set_container("t2", {"networks": ["n"]})
+    await client.set_container("t1", None)
+    assert client._failed == {}
+    failed.clear()
+    await client.set_container("t1", {"networks": ["n"]})
