@@ -192,11 +192,7 @@ class Forwarder:
         channel = await self._connected(leader)
         left = context.time_remaining()
         call_method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method.path)
-        call = call_method(
-            data,
-            metadata=forwarded_peer_metadata(current_peer()),
-            timeout=CALL_TIMEOUT if left is None else left,
-        )
+        call = _begun(call_method, leader, data, CALL_TIMEOUT if left is None else left)
         try:
             if repeatable:  # no need to wait for a dead connection to be noticed: the next leader may be there already
                 await self._done_or_deposed(call, leader)
@@ -305,7 +301,7 @@ class Forwarder:
         assert leader is not None
         channel = await self._connected(leader)
         call_method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method.path)
-        call = call_method(data, metadata=forwarded_peer_metadata(current_peer()), timeout=context.time_remaining())
+        call = _begun(call_method, leader, data, context.time_remaining())
         watch = asyncio.ensure_future(self._cancel_when_deposed(call, leader))
         try:
             async for answer in call:
@@ -445,6 +441,14 @@ def _lost(error: grpc.aio.AioRpcError, leader: Member) -> Exception:
 def _replaced(leader: Member) -> Unavailable:
     """The connection was closed on our side while it was in use, as some time after a renewal of our certificate."""
     return Unavailable(f"the connection to the leader {leader.node_id} was replaced")
+
+
+def _begun(method: Callable[..., Any], leader: Member, data: bytes, timeout: float | None) -> Any:
+    """The call, or `_Lost` where the connection is being replaced since we got it: such a one takes no more calls."""
+    try:
+        return method(data, metadata=forwarded_peer_metadata(current_peer()), timeout=timeout)
+    except grpc.aio.UsageError as error:
+        raise _Lost(_replaced(leader), written=False) from error
 
 
 async def _next(answers: AsyncIterator[bytes]) -> bytes:

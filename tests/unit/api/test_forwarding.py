@@ -429,3 +429,21 @@ async def test_a_watch_and_a_write_outlive_the_connection_that_a_renewal_replace
             assert (await watching.read()).summary.service.id == "m1"
             assert await writing == "m1"
         watching.cancel()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_connection_that_is_replaced_before_the_call_begins_is_asked_for_again(streaming: bool) -> None:
+    """A command that came just while the certificate of its manager was renewed "failed unexpectedly (UsageError)"."""
+    async with three_managers() as cluster, cluster.stub("m2") as stub:
+        manager = cluster.managers["m2"]
+        replaced = open_channel(cluster.managers["m1"].member.address, manager.tls, "m1")
+        await replaced.close()
+        given, connect = [replaced], manager.forwarder._channel_to
+        manager.forwarder._channel_to = lambda member: given.pop() if given else connect(member)
+        if streaming:
+            call = stub.WatchService(control_pb2.WatchServiceRequest(), timeout=TIMEOUT)
+            assert (await call.read()).summary.service.id == "m1"
+            call.cancel()
+        else:
+            assert await remove(stub, "") == "m1"
+        assert not given
