@@ -82,7 +82,12 @@ class Container(asyncio.DatagramProtocol):
             return
         reply = self._resolver.answer(self.description, data, stream=False)
         if reply is None:
-            self._ask_upstream(data, lambda found: transport.sendto(found, addr))
+
+            def send(found: bytes) -> None:
+                if not transport.is_closing():  # the container may be gone before its answer
+                    transport.sendto(found, addr)
+
+            self._ask_upstream(data, send)
         elif reply:
             transport.sendto(reply, addr)
 

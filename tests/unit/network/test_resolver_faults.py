@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dnslib import DNSRecord
 from swarm.errors import Unavailable
 
-from agent.network.resolver import Resolver
+from agent.network.resolver import Container, Resolver
 from agent.network.resolver_client import ResolverClient
 
 
@@ -91,3 +93,31 @@ async def test_a_container_that_the_resolver_cannot_serve_is_not_begun(
     assert client._failed == {}
     failed.clear()
     await client.set_container("t1", {"networks": ["n"]})
+
+
+async def test_an_answer_for_a_container_that_is_gone_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question to the outside that a container had under way as it ended left a traceback in the resolver's log."""
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    resolver = Resolver(tmp_path, tmp_path / "resolv.conf", random.Random(1))
+    asked: list[Any] = []
+
+    def ask_upstream(container: object, query: bytes, send: Any, done: Any) -> None:
+        asked.append(send)
+
+    monkeypatch.setattr(resolver, "ask_upstream", ask_upstream)
+    container = Container(resolver, {"networks": []})
+    container._transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: container, local_addr=("127.0.0.1", 0)
+    )
+    query = bytes(DNSRecord.question("example.org").pack())
+    container.datagram_received(query, ("127.0.0.1", 9))
+    container.close()
+    await asyncio.sleep(0.01)
+    (send,) = asked
+    send(query)
+    await asyncio.sleep(0.01)
+    assert complaints == []
+    await resolver.close()
