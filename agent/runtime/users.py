@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.errors import InvalidArgument
+from swarm.errors import FailedPrecondition, InvalidArgument
 
 _MAX_LINKS = 40  # as the kernel's own bound
 _MAX_FILE_SIZE = 4 << 20
+_MAX_DIGITS = 20  # Python refuses to read a number of some thousand
 _MAX_ID = (1 << 32) - 2  # the last is "no id" to the kernel
 
 
@@ -71,16 +72,20 @@ def path_in_root(root: Path, inside: str) -> Path | None:
 
 
 def _lines(root: Path, inside: str) -> list[list[str]]:
-    path = path_in_root(root, inside)
-    if path is None or not path.is_file():
-        return []
-    with path.open("rb") as stream:
-        text = stream.read(_MAX_FILE_SIZE).decode(errors="replace")
+    try:
+        path = path_in_root(root, inside)
+        if path is None or not path.is_file():
+            return []
+        with path.open("rb") as stream:
+            text = stream.read(_MAX_FILE_SIZE).decode(errors="replace")
+    except OSError as error:  # a link of the image to a name that is too long, or no descriptors
+        raise FailedPrecondition(f"the image's {inside} cannot be read: {error.strerror}") from error
     return [line.strip().split(":") for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and int(text) <= _MAX_ID else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return int(text) if is_number and int(text) <= _MAX_ID else None
 
 
 def accounts(root: Path) -> list[Account]:
@@ -108,7 +113,8 @@ def identity(root: Path, user: str, extra_groups: Iterable[str] = ()) -> Identit
     """Resolves "", "name", "uid", "name:group", "uid:gid" and supplementary groups (names or numbers).
 
     Without a group the primary one of /etc/passwd and all groups that list the user as a member; with one exactly that,
-    as Docker does. Raises InvalidArgument where a name is not known to the image.
+    as Docker does. Raises InvalidArgument where a name is not known to the image, FailedPrecondition where its files cannot
+    be read.
     """
     wanted_user, _, wanted_group = user.partition(":")
     account = _find_account(root, wanted_user or "0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from swarm.errors import InvalidArgument
+from swarm.errors import FailedPrecondition, InvalidArgument
 
 from agent.runtime.users import Identity, identity, path_in_root
 
@@ -59,3 +59,17 @@ def test_links_of_the_image_do_not_lead_out_of_it(root: Path, tmp_path: Path) ->
     (root / "a").symlink_to("b")
     (root / "b").symlink_to("a")
     assert path_in_root(root, "/a/etc/passwd") is None
+
+
+def test_odd_files_of_an_image_are_told_in_a_sentence(root: Path) -> None:
+    """A task of an image with an account number of thousands of digits, or a link to a name that is too long, failed because
+    "the node daemon failed unexpectedly"."""
+    with (root / "etc/passwd").open("a") as stream:
+        stream.write(f"odd:x:{'9' * 5000}:0::/:/bin/sh\n")
+    assert identity(root, "bob").uid == 1000
+    with pytest.raises(InvalidArgument):
+        identity(root, "9" * 5000)
+    (root / "etc/group").unlink()
+    (root / "etc/group").symlink_to("/" + "x" * 300)
+    with pytest.raises(FailedPrecondition, match="image's /etc/group cannot be read: File name too long"):
+        identity(root, "bob")
