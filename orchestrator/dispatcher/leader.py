@@ -257,10 +257,12 @@ class LeaderSide:
 
     def _forget_removed(self) -> None:
         nodes = self._hub.snapshot.nodes
-        for node_id in [*self._liveness.known(), *self._leaving]:
+        # Most were down before they were removed: nobody judges them any more.
+        for node_id in {*self._liveness.known(), *self._leaving, *self._down, *self._registry.known()}:
             if node_id not in nodes:
                 self._liveness.forget(node_id)
                 self._leaving.discard(node_id)
+                self._down.discard(node_id)
                 self._acknowledgements.drop(node_id)
                 self._registry.forget(node_id)
                 self._expected.pop(node_id, None)

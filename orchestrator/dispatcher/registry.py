@@ -98,6 +98,10 @@ class SessionRegistry:
             self._nodes[claim.node_id].holder = None
         return ended
 
+    def known(self) -> list[str]:
+        """The nodes of which something is remembered."""
+        return list(self._nodes)
+
     def forget(self, node_id: str) -> None:
         self._nodes.pop(node_id, None)
 

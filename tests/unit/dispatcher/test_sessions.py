@@ -247,6 +247,23 @@ async def test_a_removed_node_is_told_so() -> None:
             assert returned.ended.reason == dispatcher.SESSION_END_REASON_REMOVED
 
 
+async def test_a_node_that_was_down_before_it_was_removed_is_forgotten() -> None:
+    """A leader grew with every node that had come and gone: what it remembers of one was forgotten only where the node was
+    removed while it lived."""
+    world = await founded()
+    async with swarm_of(world.store, "m1") as swarm:
+        async with Agent(swarm, "n2").connected(swarm.managers["m1"]):
+            await swarm.until(lambda: state_of(swarm, "n2") == types.NODE_STATE_READY)
+        leader = swarm.managers["m1"].service._leader
+        assert leader is not None
+        leader._liveness.forget("n2")  # as when it is judged to be down
+        leader._down.add("n2")
+        await swarm.transactions.commit([Remove(Kind.NODE, "n2")])
+        async with asyncio.timeout(DEADLINE):
+            while "n2" in leader._down or leader._registry._nodes:  # noqa: ASYNC110 – nothing announces it
+                await asyncio.sleep(0.01)
+
+
 async def test_a_node_of_another_cluster_is_refused() -> None:
     world = await founded()
     async with swarm_of(world.store, "m1") as swarm:
