@@ -315,7 +315,7 @@ class Member:
                     while await self._is_manager():
                         await self._role_changed.wait()
                         self._role_changed.clear()
-                    await self.manager.stop()
+                    await self._stop_manager(self.manager)
                     await asyncio.to_thread(shutil.rmtree, self._options.state / "manager", True)
                 finally:
                     running.cancel()
@@ -333,6 +333,17 @@ class Member:
             except FailedPrecondition as error:
                 log.error("whether this node is a manager cannot be looked up and is tried again: %s", error)
                 await asyncio.sleep(next(delays))
+
+    async def _stop_manager(self, manager: ManagerProcess) -> None:
+        """Tried again where descriptors are lacking for a moment: a demoted manager must not go on."""
+        for wait in _BACKOFF.delays(self._parts.rng):
+            try:
+                await manager.stop()
+                return
+            except OSError as error:
+                raise_if_cancelled()
+                log.error("the manager cannot be stopped and is tried again: %s", error)
+                await asyncio.sleep(wait)
 
     def manager_arguments(self) -> list[str]:
         """The options of `orchestrator.manager run` on this node."""

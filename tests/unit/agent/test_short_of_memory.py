@@ -191,3 +191,42 @@ async def test_a_certificate_that_cannot_be_read_for_a_moment_leaves_the_manager
     assert "Too many open files" in caplog.text
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_demoted_manager_is_stopped_once_there_are_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node was demoted while swarmd had no descriptor left: it stopped working in the swarm, and its manager went on, until
+    swarmd was restarted."""
+    monkeypatch.setattr("agent.node.member._BACKOFF", Backoff(first=0.001, maximum=0.001))
+    stopping, roles = Short(1), [Role.MANAGER]
+
+    class Held(Member):
+        def __init__(self) -> None:
+            self._parts: Any = SimpleNamespace(rng=random.Random(1), manager_program=())
+            self._options: Any = SimpleNamespace(state=tmp_path)
+            self._role_changed = asyncio.Event()
+
+        @property
+        def role(self) -> Role:
+            return roles[-1]
+
+    async def run(manager: ManagerProcess) -> None:
+        roles.append(Role.WORKER)
+        member._role_changed.set()
+        await asyncio.Event().wait()
+
+    async def stop(manager: ManagerProcess) -> None:
+        stopping()
+
+    monkeypatch.setattr(ManagerProcess, "run", run)
+    monkeypatch.setattr(ManagerProcess, "stop", stop)
+    member = Held()
+    keeping = asyncio.create_task(member._keep_manager())
+    async with asyncio.timeout(10):
+        while not keeping.done() and (not stopping.calls or member.manager is not None):  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.001)
+    assert not keeping.done() and stopping.calls == 2
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert "the manager cannot be stopped" in caplog.text
