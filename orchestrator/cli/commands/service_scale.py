@@ -47,11 +47,18 @@ def scale(
     def wait_one(name: str) -> None:
         progress.wait(managers, changed[name], quiet=options.quiet, timeout=seconds)
 
+    failed: typer.Exit | None = None
     try:
         for_each(wanted, scale_one)
-    finally:
+    except typer.Exit as some:  # the others are waited for all the same; not so after Ctrl-C
+        failed = some
+    try:
         if not options.detach:
             for_each(changed, wait_one)
+    except typer.Exit as some:
+        failed = failed or some
+    if failed is not None:
+        raise failed
 
 
 @takes(WaitFlags)

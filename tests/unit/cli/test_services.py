@@ -15,6 +15,7 @@ from swarm.v1 import control_pb2 as control
 from swarm.v1 import types_pb2 as types
 
 from orchestrator.cli import progress as waiting
+from orchestrator.cli.commands import service_scale
 from orchestrator.cli.task_table import in_order
 from tests.unit.cli.conftest import Result, Script
 
@@ -471,3 +472,26 @@ def test_the_time_to_wait_may_end_in_the_middle_of_a_connect(monkeypatch: pytest
 
     with pytest.raises(waiting.NotConverged, match="did not converge within 50ms"):
         waiting.wait(cast("Any", Away()), service(), quiet=True, timeout=0.05)
+
+
+@pytest.mark.parametrize(("error", "code"), [(NotFound("none"), 3), (KeyboardInterrupt(), 130)])
+def test_scaling_ends_with_the_first_failure_and_at_once_with_ctrl_c(
+    script: Script, swarmctl: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    """`service scale` ended with the code of the wait, not of the first failure; and Ctrl-C while it scaled the next service
+    had it begin to wait for those before."""
+    waited: list[str] = []
+
+    def wait(_: object, changed: types.Service, **__: object) -> None:
+        waited.append(changed.spec.name)
+        raise waiting.NotConverged("it does not run")
+
+    def warn(_: object) -> None:
+        if script.asked("UpdateService")[-1].reference == "other":
+            raise error
+
+    monkeypatch.setattr(waiting, "wait", wait)
+    monkeypatch.setattr(service_scale, "show_warnings", warn)
+    script.answers["UpdateService"] = lambda _: control.UpdateServiceResponse(service=service())
+    assert swarmctl("service", "scale", "web=3", "other=1").code == code
+    assert waited == ([] if code == 130 else ["web"] * 2)
