@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from swarm import names
 
 from agent.network import rtnetlink
-from agent.network.layout import ALIAS, REMOVAL_GROUP, bridge_name, overlay_alias, tunnel_name
+from agent.network.layout import ALIAS, REMOVAL_GROUP, bridge_name, overlay_alias, tunnel_name, vni_of
 from agent.network.namespaces import write_sysctl
 from agent.network.netlink import NetlinkSocket, Request
 from agent.network.overlay_plan import HostChanges, HostState, Overlay
@@ -69,7 +69,9 @@ def read(expected: Iterable[Overlay]) -> HostState:
     for link in links.values():
         if link.kind not in ("bridge", "vxlan") or not link.alias.startswith(overlay_alias("")):
             continue
-        vni = int(link.name[2:], 16)
+        vni = vni_of(link.name)
+        if vni is None:  # somebody gave it another name
+            continue
         if link.kind == "vxlan":
             vnis[link.index] = vni
         overlay = wanted.get(vni)

@@ -35,6 +35,15 @@ def tunnel_name(vni: int) -> str:
     return f"sx{vni:x}"
 
 
+def vni_of(name: str) -> int | None:
+    """The network that a bridge or tunnel device of this name belongs to; None where the name is not one of ours."""
+    try:
+        vni = int(name[2:], 16)
+    except ValueError:
+        return None
+    return vni if name in (bridge_name(vni), tunnel_name(vni)) else None
+
+
 def port_name(task_id: str, network_id: str) -> str:
     """The host's end of a container's interface."""
     return "sv" + hashlib.sha256(f"{task_id}/{network_id}".encode()).hexdigest()[:12]

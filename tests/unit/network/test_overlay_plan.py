@@ -11,6 +11,7 @@ from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
 from agent.network import host_kernel, rtnetlink
+from agent.network.layout import overlay_alias
 from agent.network.overlay_plan import HostState, changes, desired, overlay_of
 from tests.unit.network.cluster import BACKEND, CLOSED, INGRESS, PEERS, endpoint, overlay, realised, view
 
@@ -119,3 +120,15 @@ def test_a_device_that_somebody_removed_is_a_failure_that_is_tried_again(monkeyp
     for half in (replace(found, added_forwards=()), replace(found, added_neighbours=())):
         with pytest.raises(OSError, match="sx1001 is gone"):
             host_kernel.carry_out(half)
+
+
+def test_a_device_that_somebody_renamed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ip link set sw1001 name br-shop`: the node daemon failed unexpectedly, and again at each start."""
+    bridge = rtnetlink.Link(7, "sw1001", overlay_alias(BACKEND.id), "bridge", 0, 1450, "", True)
+    monkeypatch.setattr(host_kernel, "NetlinkSocket", MagicMock())
+    for name in ("list_addresses", "list_neighbours"):
+        monkeypatch.setattr(rtnetlink, name, lambda *_: [])
+    for name, found in (("sw1001", [BACKEND.vni]), ("br-shop", []), ("br1001", [])):
+        links = [replace(bridge, name=name)]
+        monkeypatch.setattr(rtnetlink, "list_links", lambda _, links=links: links)
+        assert list(host_kernel.read(()).overlays) == found
