@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     import ssl
     from email.message import Message
 
-TIMEOUT = 10.0  # seconds for each request
+TIMEOUT = 10.0  # seconds for each piece of an answer
+DEADLINE = 60.0  # seconds for all of it
 MAX_MANIFEST = 4 << 20  # bytes, the limit that registries keep
 # how OpenSSL's versions call an answer that is no TLS
 _PLAIN_TEXT = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
@@ -38,6 +40,10 @@ _MANIFESTS = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
+
+
+# Apart from those that the daemon's own files are written on: a registry that sends byte after byte keeps one busy for hours.
+_threads = ThreadPoolExecutor(4, thread_name_prefix="registry")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,12 @@ async def manifest_digest(reference: Reference, *, credentials: tuple[str, str] 
 
     Raises NotFound, PermissionDenied, Unavailable; each names the reference with its registry.
     """
-    return await asyncio.to_thread(_Client(reference, credentials, tls).digest)
+    client = _Client(reference, credentials, tls)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            return await asyncio.get_running_loop().run_in_executor(_threads, client.digest)
+    except TimeoutError:
+        raise Unavailable(f"image {reference}: the registry did not answer within {DEADLINE:g} s") from None
 
 
 class _Client:

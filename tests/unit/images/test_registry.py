@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
 import ssl
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -141,3 +143,39 @@ async def test_a_registry_of_this_host_without_tls_is_asked_without(
 
     monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", https_open)
     assert await ask(f"{registry}/free:1") == DIGEST
+
+
+async def test_a_registry_that_never_ends_its_answer_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some images of a registry that sent its answers byte by byte were asked for: `service create` waited for ever, and the
+    node was down, because swarmd could write no file any more."""
+    monkeypatch.setattr("agent.images.registry.DEADLINE", 0.3)
+    over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not over.wait(0.01):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        error = ssl.SSLError(1, "[SSL]")
+        error.reason = "HTTP_REQUEST"
+
+        def https_open(handler: urllib.request.HTTPSHandler, request: urllib.request.Request) -> object:
+            raise urllib.error.URLError(error)
+
+        monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", https_open)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        asking = asyncio.create_task(ask(f"127.0.0.1:{server.getsockname()[1]}/web:1"))
+        try:
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(2):
+                await asyncio.to_thread(int)
+                with pytest.raises(Unavailable, match="did not answer within"):
+                    await asking
+        finally:
+            over.set()
+            thread.join()
