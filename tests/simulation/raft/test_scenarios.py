@@ -39,14 +39,21 @@ def run_until(made: world.World, condition: Callable[[], bool]) -> None:
         assert made.now < end
 
 
-def take_long_to_restore(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = host.core.machine.restore
+def with_one_far_behind(monkeypatch: pytest.MonkeyPatch) -> tuple[world.World, Host, Host, Host]:
+    """The world, the leader, who comes back, needs a snapshot and takes 4 s to restore one, and the other."""
+    made, leader, away, other = settled()
+    for host in (leader, other):
+        made.network.cut(host.name, away.name, both=True)
+    run_until(made, lambda: leader.core.base_index > away.core.last_index)
+    restore = away.core.machine.restore
 
     def slow_restore(index: int, chunks: Iterable[bytes]) -> None:
-        host.spent += 4.0
+        away.spent += 4.0
         restore(index, chunks)
 
-    monkeypatch.setattr(host.core.machine, "restore", slow_restore)
+    monkeypatch.setattr(away.core.machine, "restore", slow_restore)
+    made.network.heal_all()
+    return made, leader, away, other
 
 
 def test_a_member_that_was_cut_off_from_a_new_leader_needs_no_snapshot() -> None:
@@ -79,12 +86,7 @@ def test_a_member_catches_up_though_others_take_snapshots_while_it_installs_one(
 ) -> None:
     """Found by the soak. When it had installed one, the log began behind it: it needed the next one, and the one after."""
     with world.small_scale():
-        made, leader, away, other = settled()
-        for host in (leader, other):
-            made.network.cut(host.name, away.name, both=True)
-        run_until(made, lambda: leader.core.base_index > away.core.last_index)
-        take_long_to_restore(away, monkeypatch)
-        made.network.heal_all()
+        made, leader, away, _ = with_one_far_behind(monkeypatch)
         sent, base = made.counts["snapshot sent"], leader.core.base_index
         run_until(made, lambda: leader.core.base_index >= base + 100)
         assert made.counts["snapshot sent"] == sent + 1
@@ -218,12 +220,7 @@ def test_a_new_leader_keeps_what_a_member_needs_that_installs_the_snapshot_of_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with world.small_scale():
-        made, leader, away, other = settled()
-        for host in (leader, other):
-            made.network.cut(host.name, away.name, both=True)
-        run_until(made, lambda: leader.core.base_index > away.core.last_index)
-        take_long_to_restore(away, monkeypatch)
-        made.network.heal_all()
+        made, leader, away, other = with_one_far_behind(monkeypatch)
         sent, base = made.counts["snapshot sent"], leader.core.base_index
         run_until(made, away.core.is_installing)
         made.faults.transfer(other.name)
