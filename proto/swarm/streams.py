@@ -47,10 +47,8 @@ class Pumped(Generic[T]):
                 self._wanted.clear()
                 self._queue.put_nowait(_Value(value))
                 await self._wanted.wait()
-        except (
-            asyncio.CancelledError
-        ):  # by `close`, or by a call below that was cancelled: who takes the values must know
-            raise_if_cancelled()
+        except asyncio.CancelledError:
+            raise_if_cancelled()  # by `close`; else a call below was cancelled, and who takes the values must know
             error = Unavailable("the answers were cut off; repeat to go on")
         except Exception as failure:  # noqa: BLE001 – raised again by who takes the values
             error = failure
