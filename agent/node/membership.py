@@ -25,6 +25,7 @@ from swarm.errors import (
     NodeRemoved,
     SwarmError,
     Unavailable,
+    first_error,
     from_rpc,
 )
 from swarm.identity import Role, TlsFiles
@@ -102,13 +103,13 @@ class Membership:
             await member.run()
         except* NodeRemoved as errors:
             log.warning("this node is no longer part of the swarm: %s", errors.exceptions[0])
-            self.problem = str(_first(errors))
+            self.problem = str(first_error(errors))
             self._removed = asyncio.create_task(self._drop_out())
         except* SwarmError as errors:
-            self.problem = str(_first(errors))
+            self.problem = str(first_error(errors))
             log.error("the node stopped working in the swarm: %s", self.problem)
         except* Exception as errors:
-            self.problem = f"the node daemon failed unexpectedly: {_first(errors)!r}; its log says more"
+            self.problem = f"the node daemon failed unexpectedly: {first_error(errors)!r}; its log says more"
             log.exception("the node stopped working in the swarm")
 
     async def _drop_out(self) -> None:
@@ -412,13 +413,6 @@ def advertised_address(text: str) -> tuple[str, int | None]:
     address = description.advertised(host)
     description.check_own(address)
     return address, port
-
-
-def _first(errors: BaseExceptionGroup) -> BaseException:
-    first: BaseException = errors
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
 
 
 def _rpc(error: Exception) -> Exception:

@@ -16,14 +16,13 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from swarm.clock import Clock
-from swarm.errors import InvalidArgument
+from swarm.errors import InvalidArgument, first_error
 from swarm.names import task_name
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 from swarm.v1.node_pb2_grpc import NodeAgentServicer
 
 from agent.runtime.logs import LogLine, read
-from agent.tasks.preparation import first_error
 from agent.tasks.worker import TaskWorker
 
 MAX_TASKS = 1000  # in one request

@@ -21,7 +21,7 @@ import grpc
 from swarm.cancellation import raise_if_cancelled
 from swarm.channels import open_channel
 from swarm.clock import Clock, seconds_of
-from swarm.errors import NodeRemoved, SwarmError, Unavailable, from_rpc
+from swarm.errors import NodeRemoved, SwarmError, Unavailable, first_error, from_rpc
 from swarm.identity import TlsMaterial
 from swarm.names import MANAGER_TLS_NAME
 from swarm.retry import Backoff
@@ -294,19 +294,14 @@ async def _reason(call: Any, address: str) -> SwarmError:
 
 def _only(errors: BaseExceptionGroup, address: str) -> BaseException:
     """Sender and receiver fail together when a stream breaks: the SwarmError says the most."""
-    expected, rest = errors.split(SwarmError)
+    expected, _ = errors.split(SwarmError)
     if expected is not None:
-        first: BaseException = expected
-    else:
-        broken, rest = errors.split((grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError))
-        if rest is not None:
-            return rest.exceptions[0]
-        assert broken is not None
-        first = broken
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    if isinstance(first, SwarmError):
-        return first
+        return first_error(expected)
+    broken, rest = errors.split((grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError))
+    if rest is not None:
+        return rest.exceptions[0]
+    assert broken is not None
+    first = first_error(broken)
     if isinstance(first, grpc.aio.AioRpcError):
         return from_rpc(first, f"manager {address}")
     return Unavailable(f"manager {address} ended the session")

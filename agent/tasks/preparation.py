@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.errors import InvalidArgument, ResourceExhausted, SwarmError
+from swarm.errors import InvalidArgument, ResourceExhausted, first_error
 from swarm.process import run
 from swarm.templates import expand_container, has_placeholders, values_of
 from swarm.v1 import types_pb2 as types
@@ -93,17 +93,6 @@ def _filled_in(task: types.Task, spec: types.ServiceSpec, host: TaskHost) -> typ
     filled.CopyFrom(spec)
     filled.task.container.CopyFrom(expand_container(spec.task.container, values_of(task, spec, host.node())))
     return filled
-
-
-def first_error(errors: BaseExceptionGroup) -> BaseException:
-    """The failure that a group of jobs ended with; a SwarmError where there is one."""
-    expected, unexpected = errors.split(SwarmError)
-    group: BaseExceptionGroup | None = expected if expected is not None else unexpected
-    assert group is not None
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
 
 
 async def _attach(task: types.Task, container: types.ContainerSpec, host: TaskHost) -> ContainerNetwork:

@@ -139,6 +139,17 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def first_error(errors: BaseExceptionGroup) -> BaseException:
+    """The failure that a group of jobs ended with; a SwarmError where there is one."""
+    expected, unexpected = errors.split(SwarmError)
+    group: BaseExceptionGroup | None = expected if expected is not None else unexpected
+    assert group is not None
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
+
+
 def _all_kinds() -> dict[str, type[SwarmError]]:
     found: dict[str, type[SwarmError]] = {}
     waiting: list[type[SwarmError]] = [SwarmError]
