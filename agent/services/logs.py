@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from swarm.clock import Clock
 from swarm.errors import InvalidArgument, first_error
-from swarm.names import task_name
+from swarm.names import MAX_LOG_TASKS, task_name
 from swarm.v1 import control_pb2 as control
 from swarm.v1 import node_pb2 as node
 from swarm.v1.node_pb2_grpc import NodeAgentServicer
@@ -25,7 +25,6 @@ from swarm.v1.node_pb2_grpc import NodeAgentServicer
 from agent.runtime.logs import LogLine, read
 from agent.tasks.worker import TaskWorker
 
-MAX_TASKS = 1000  # in one request
 QUEUE_LINES = 1000  # lines that wait for a slow reader; the containers' logs wait on disk
 GAP_LINES = 10_000  # lines a task may write between the two readings
 
@@ -64,8 +63,8 @@ class NodeAgentService(NodeAgentServicer):
         self._clock = clock
 
     async def TaskLogs(self, request: node.TaskLogsRequest, context: Any) -> AsyncIterator[control.LogRecord]:
-        if len(request.task_ids) > MAX_TASKS:
-            raise InvalidArgument(f"the logs of at most {MAX_TASKS} tasks can be asked for at once")
+        if len(request.task_ids) > MAX_LOG_TASKS:
+            raise InvalidArgument(f"the logs of at most {MAX_LOG_TASKS} tasks can be asked for at once")
         logs: list[TaskLog] = []
         for task_id in dict.fromkeys(request.task_ids):
             worker = self._worker(task_id)

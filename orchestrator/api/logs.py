@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from swarm.cancellation import raise_if_cancelled
 from swarm.errors import NotFound, SwarmError, from_rpc
+from swarm.names import MAX_LOG_TASKS
 from swarm.retry import Backoff
 from swarm.streams import Pumped
 from swarm.v1 import control_pb2, node_pb2, types_pb2
@@ -26,7 +27,6 @@ from orchestrator.store import Snapshot, Store
 from orchestrator.store.tables import node_name
 
 QUEUE_RECORDS = 256
-MAX_TASKS = 1000  # in one call: an agent takes no more
 ANSWER_TIMEOUT = 10.0  # seconds for an agent to begin, where it is not followed
 _BACKOFF = Backoff(first=0.5, maximum=10.0)
 
@@ -97,8 +97,8 @@ class LogStream:
                     tasks = self._tasks(snapshot, service_id, task_id)
                     for node_id, new in _by_node(task for task in tasks if self._is_new(task)).items():
                         self._begun.update(task.id for task in new)
-                        for first in range(0, len(new), MAX_TASKS):
-                            readers.create_task(self._read_node(snapshot, node_id, new[first : first + MAX_TASKS]))
+                        for first in range(0, len(new), MAX_LOG_TASKS):
+                            readers.create_task(self._read_node(snapshot, node_id, new[first : first + MAX_LOG_TASKS]))
                     if not self._request.follow or not self._is_there(snapshot, service_id, task_id):
                         return
                     snapshot = (await watch.next()).snapshot

@@ -15,9 +15,8 @@ from swarm.v1 import types_pb2
 
 from orchestrator.api.lookup import find_network
 from orchestrator.store import Change, Create, Snapshot, Update, copy_of
+from orchestrator.store.states import is_paused
 from orchestrator.store.tables import PortKey, port_key
-
-_PAUSED = (types_pb2.UPDATE_STATE_PAUSED, types_pb2.UPDATE_STATE_ROLLBACK_PAUSED)
 
 
 def create_service(snapshot: Snapshot, spec: types_pb2.ServiceSpec, *, ids: IdSource) -> list[Change]:
@@ -50,7 +49,7 @@ def update_service(
     changed = copy_of(service)
     changed.spec.CopyFrom(stored)
     if current is not None and current.spec.task == stored.task:
-        if stored.ports != service.spec.ports and service.update_status.state in _PAUSED:
+        if stored.ports != service.spec.ports and is_paused(service):
             changed.ClearField("update_status")  # ports reach the tasks by an update, which a paused one would hold up
         return [Update(changed)] if changed != service else []
     number = 1 + max((revision.number for revision in snapshot.revisions.of_service(service.id)), default=0)
@@ -104,7 +103,7 @@ def roll_back_service(snapshot: Snapshot, service: types_pb2.Service, version: i
         )
     changed = copy_of(service)
     changed.spec.task.CopyFrom(previous.spec.task)
-    if any(used.network not in snapshot.networks for used in previous.spec.task.networks):
+    if not snapshot.networks.has_all_of(previous.spec.task):
         raise FailedPrecondition(
             f'service "{service.spec.name}" cannot return to its previous version: a network that it used was removed; '
             "update the service to what it should be"

@@ -22,8 +22,6 @@ from swarm.v1.types_pb2 import (
     TASK_STATE_READY,
     TASK_STATE_RUNNING,
     UPDATE_ORDER_START_FIRST,
-    UPDATE_STATE_PAUSED,
-    UPDATE_STATE_ROLLBACK_PAUSED,
     RestartPolicy,
     ServiceRevision,
     Task,
@@ -34,13 +32,12 @@ from swarm.v1.types_pb2 import (
 from orchestrator.controllers.restarts import backoff, ended_by_itself, failures_up_to, restart_at
 from orchestrator.controllers.service_view import Place, ServiceView, Slot, stop
 from orchestrator.store import Change, Decision, SetDesiredState, earliest
-from orchestrator.store.states import is_ended, is_healthy, is_live
+from orchestrator.store.states import is_ended, is_healthy, is_live, is_paused
 
 DRAIN_PATIENCE = 30.0  # seconds that a drained node's task may go on serving while successors are prepared
 
 
 _NOTHING = Decision()
-_PAUSED = (UPDATE_STATE_PAUSED, UPDATE_STATE_ROLLBACK_PAUSED)
 
 
 @dataclass
@@ -105,7 +102,7 @@ def _still_useful(view: ServiceView, slot: Slot, plan: _Plan) -> Iterator[Task]:
 def _to_bring_back(view: ServiceView, slot: Slot) -> Task | None:
     """The task of an old spec that served until now, where it ended, is lost or must move while its update is paused, and the
     newest task cannot take over: what was not accepted must not become all that the slot has."""
-    if view.service.update_status.state not in _PAUSED or len(slot.current) != 2:
+    if not is_paused(view.service) or len(slot.current) != 2:
         return None
     served, newest = slot.current
     if not view.spec_is_old(served.revision_id) or served.revision_id == newest.revision_id or _can_take_over(newest):

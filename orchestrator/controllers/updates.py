@@ -206,7 +206,7 @@ def _way_back(view: ServiceView, service: Service, slots: Sequence[Slot]) -> tup
     previous = view.snapshot.revisions.get(service.previous_revision_id)
     if previous is None or not _found_another_spec(view, service, slots):
         return None, "only ports changed"
-    if any(used.network not in view.snapshot.networks for used in previous.spec.task.networks):
+    if not view.snapshot.networks.has_all_of(previous.spec.task):
         return None, "a network of the previous version was removed"
     return previous, ""
 

@@ -1,4 +1,4 @@
-"""What a task's states mean, in one place: which are final, which own addresses, which serve.
+"""What states mean, in one place: which of a task's are final, which own addresses, which serve; when an update is paused.
 
 Observed states only move forward (`TaskState` is ordered). The steps up to ASSIGNED belong to the managers, those from
 ACCEPTED to the agent, ORPHANED to the node controller.
@@ -14,6 +14,9 @@ from swarm.v1.types_pb2 import (
     TASK_STATE_ORPHANED,
     TASK_STATE_REJECTED,
     TASK_STATE_RUNNING,
+    UPDATE_STATE_PAUSED,
+    UPDATE_STATE_ROLLBACK_PAUSED,
+    Service,
     Task,
     TaskState,
 )
@@ -56,3 +59,8 @@ def is_healthy(task: Task) -> bool:
 def is_serving(task: Task) -> bool:
     """Names, virtual IPs and published ports may lead to the task."""
     return task.desired_state == TASK_STATE_RUNNING and is_healthy(task)
+
+
+def is_paused(service: Service) -> bool:
+    """The service's update, or its rollback, stopped where it was."""
+    return service.update_status.state in (UPDATE_STATE_PAUSED, UPDATE_STATE_ROLLBACK_PAUSED)

@@ -25,6 +25,7 @@ from swarm.v1.types_pb2 import (
     Service,
     ServiceRevision,
     Task,
+    TaskSpec,
 )
 
 from orchestrator.store.states import is_confirmed_stopped, is_ended, is_live
@@ -212,6 +213,10 @@ class NetworkTable(Table[Network]):
 
     def by_vni(self, vni: int) -> Network | None:
         return next(iter(self._find("vni", vni)), None)
+
+    def has_all_of(self, task: TaskSpec) -> bool:
+        """Whether every network that the tasks of a stored spec are on is there still."""
+        return all(used.network in self for used in task.networks)
 
     def ingress(self) -> Network | None:
         """The network of the published ports."""

@@ -30,6 +30,7 @@ MANAGER_TLS_NAME = "swarm-manager"
 WORKER_TLS_NAME = "swarm-worker"
 
 MAX_HOST_NAME = 63  # characters of a container's host name: the kernel takes 64
+MAX_LOG_TASKS = 1000  # in one request for logs to an agent
 _HOST_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*")
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 

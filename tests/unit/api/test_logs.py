@@ -137,7 +137,7 @@ async def test_a_node_with_more_tasks_than_fit_into_a_call_shows_all(
 ) -> None:
     """Of a node that remembers more than a thousand tasks of the service, ended ones too, nothing was shown: "is not reachable,
     its logs are missing here: the logs of at most 1000 tasks can be asked for at once"."""
-    monkeypatch.setattr(logs, "MAX_TASKS", 2)
+    monkeypatch.setattr(logs, "MAX_LOG_TASKS", 2)
     async with hosts(tmp_path, "w1") as made:
         for slot, id_ in enumerate("abc", start=1):
             made.agents["w1"].lines[id_] = [id_.encode()]
