@@ -28,6 +28,7 @@ from agent.node.record import NodeFile, NodeRecord
 from agent.tasks.events import Report
 from agent.tasks.records import TaskRecord, TaskRecords, next_status
 from agent.tasks.settings import HealthCheck
+from tests.unit.agent.manager_program import LOCKED_MANAGER
 
 RECORD = NodeRecord("n1", "c1", "10.0.0.1", managers=("10.0.0.1:2378",))
 
@@ -205,15 +206,6 @@ def test_only_zombies_that_nobody_waits_for_are_reaped() -> None:
 
 # ------------------------------------------------------------------------------------------------------ manager process
 
-_LOCKED_MANAGER = """
-import fcntl, os, signal, sys, time
-file = open(sys.argv[1], "a+")
-fcntl.flock(file, fcntl.LOCK_EX)
-file.truncate(0); file.write(str(os.getpid())); file.flush()
-os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), b"ready\\n")
-signal.pause()
-"""
-
 
 class Managed:
     def __init__(self, tmp_path: Path, script: str) -> None:
@@ -226,7 +218,7 @@ class Managed:
 async def test_the_manager_is_watched_restarted_adopted_and_stopped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    managed = Managed(tmp_path, _LOCKED_MANAGER)
+    managed = Managed(tmp_path, LOCKED_MANAGER)
     first = managed.make()
     running = asyncio.create_task(first.run())
     async with asyncio.timeout(30):

@@ -24,15 +24,7 @@ from agent.node.manager_process import ManagerProcess
 from agent.node.member import Member
 from agent.node.options import Options
 from agent.session.mirror import Mirror
-
-MANAGER = """
-import fcntl, os, signal, sys
-file = open(sys.argv[1], "a+")
-fcntl.flock(file, fcntl.LOCK_EX)
-file.truncate(0); file.write(str(os.getpid())); file.flush()
-os.write(int(sys.argv[sys.argv.index("--ready-fd") + 1]), b"ready\\n")
-signal.pause()
-"""
+from tests.unit.agent.manager_program import LOCKED_MANAGER
 
 
 class Short:
@@ -58,7 +50,7 @@ async def test_a_manager_that_was_killed_is_started_once_there_is_memory(
     restarted, and no log said so."""
     options = Options(state=tmp_path / "state", run=tmp_path / "run")
     options.run.mkdir()
-    program = (sys.executable, "-c", MANAGER, str(options.run / manager_process.PID_FILE))
+    program = (sys.executable, "-c", LOCKED_MANAGER, str(options.run / manager_process.PID_FILE))
     manager = ManagerProcess(options, lambda: [], random.Random(1), program=program)
     running = asyncio.create_task(manager.run())
     async with asyncio.timeout(30):
