@@ -249,6 +249,8 @@ class Member:
             raise_if_cancelled()
             if not was_behind:
                 log.error("%s; going on without", error)
+        if self._leaving:
+            return  # all tasks were told to end meanwhile: nobody would tell those that come now
         self._heard = True
         self._spread()
         self._networks_applied(self.networks.applied_index)

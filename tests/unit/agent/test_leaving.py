@@ -1,0 +1,63 @@
+"""A node that leaves the swarm while its managers still send."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from swarm.v1 import types_pb2 as types
+
+from agent.node.member import Member, NodeParts
+from agent.node.options import parse
+from agent.node.record import NodeFile, NodeRecord
+from tests.unit.agent.fakes import FakeHost, assignments, make_revision, make_task
+
+
+def member_of(host: FakeHost, tmp_path: Path) -> Member:
+    parts = NodeParts(
+        parse(["--state-dir", str(tmp_path / "state"), "--run-dir", str(tmp_path / "run")]),
+        host.runtime,
+        host.images,
+        lambda: host.data_plane,
+        host.clock,
+        random.Random(1),
+        use_registry=lambda _: None,
+    )
+    return Member(parts, NodeFile(tmp_path / "state"), NodeRecord("n1", "c1", "127.0.0.1"), lambda _: None)
+
+
+async def test_assignments_that_are_written_down_while_the_node_leaves_bring_no_new_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were put in force after all tasks had been told to end: the node waited two minutes for those that they brought."""
+    member = member_of(FakeHost(tmp_path), tmp_path)
+    writing, written = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(*_: object) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        written.wait(10)
+
+    monkeypatch.setattr(member._mirror_file, "append", slow)
+    finished = make_task("t1", types.TASK_STATE_SHUTDOWN)
+    finished.status.state = types.TASK_STATE_SHUTDOWN
+    receiving = asyncio.create_task(
+        member.assignments(assignments(1, make_revision(), finished, make_task("t2"), complete=True))
+    )
+    try:
+        await writing.wait()
+        leaving = asyncio.create_task(member.stop_tasks())
+        while not member._leaving:  # noqa: ASYNC110 – at once
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        written.set()
+        await receiving
+        assert member.tasks.task_ids() == set()
+        async with asyncio.timeout(10):
+            await leaving
+    finally:
+        written.set()
+        await member.tasks.close()
