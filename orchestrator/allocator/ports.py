@@ -39,8 +39,8 @@ def publish(
 ) -> list[PortConfig] | None:
     """The spec's ports with every number chosen; None where none is free. `reserved`: numbers that this step gave to other
     services; ours are added."""
-    kept = {_identity(port): port.published_port for port in service.published_ports}
     mine = {port_key(port) for port in service.spec.ports if port.published_port}
+    kept = _chosen_before(service, mine)
     elsewhere = (
         _host_mode_ports(snapshot, service) if any(not port.published_port for port in service.spec.ports) else set()
     )
@@ -50,7 +50,6 @@ def publish(
         chosen.CopyFrom(port)
         chosen.mode = PUBLISH_MODE_HOST if port.mode == PUBLISH_MODE_HOST else PUBLISH_MODE_INGRESS
         if not chosen.published_port:
-            number = kept.get(_identity(port), 0)
             probe = PortConfig(protocol=port.protocol)
 
             def taken(candidate: int, probe: PortConfig = probe) -> bool:
@@ -65,7 +64,8 @@ def publish(
                     or (owner is not None and owner.id != service.id)
                 )
 
-            found = number if number and not taken(number) else None
+            own = kept.get(_identity(port), [])
+            found = next((number for number in own if not taken(number)), None)
             found = found or rotation.next("port", FIRST_PORT, LAST_PORT, taken)
             if found is None:
                 return None
@@ -85,6 +85,16 @@ def _host_mode_ports(snapshot: Snapshot, service: Service) -> set[PortKey]:
         for port in other.spec.ports
         if port.published_port and not is_ingress(port)
     }
+
+
+def _chosen_before(service: Service, asked_for: set[PortKey]) -> dict[tuple[int, str, bool], list[int]]:
+    """The numbers that the service has for its open ports: several where it publishes a target port several times. Those that
+    were chosen come before those that its user gave up."""
+    found: dict[tuple[int, str, bool], list[int]] = {}
+    for port in sorted(service.published_ports, key=lambda port: not FIRST_PORT <= port.published_port <= LAST_PORT):
+        if port_key(port) not in asked_for:
+            found.setdefault(_identity(port), []).append(port.published_port)
+    return found
 
 
 def _identity(port: PortConfig) -> tuple[int, str, bool]:

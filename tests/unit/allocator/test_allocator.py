@@ -9,6 +9,7 @@ from swarm.v1.types_pb2 import (
     ENDPOINT_MODE_DNSRR,
     PORT_PROTOCOL_UDP,
     PUBLISH_MODE_HOST,
+    PUBLISH_MODE_INGRESS,
     TASK_STATE_NEW,
     TASK_STATE_PENDING,
     TASK_STATE_RUNNING,
@@ -21,6 +22,7 @@ from swarm.v1.types_pb2 import (
     Node,
     NodeDescription,
     PortConfig,
+    PublishMode,
     Service,
     ServiceRevision,
     ServiceSpec,
@@ -144,6 +146,31 @@ def test_ports_are_chosen_once_and_kept() -> None:
 
     after, _ = allocate(snap.with_changes([Update(moved)]))
     assert [port.published_port for port in after.services["web"].published_ports] == [*chosen[:2], 8443]
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"), [([0, 8080], [30_000, 8080]), ([8080, 0], [8080, 30_000]), ([0, 0], [30_000, 30_001])]
+)
+@pytest.mark.parametrize("mode", [PUBLISH_MODE_INGRESS, PUBLISH_MODE_HOST])
+def test_a_target_port_that_is_published_twice_keeps_its_numbers(
+    asked: list[int], chosen: list[int], mode: PublishMode.ValueType
+) -> None:
+    """`service create --publish 80`, then `--publish-add 8080:80`: the leader chose another number for the first one in each
+    round, and each round's entry was the event that began the next. The log grew without end; nobody could use the port."""
+    wanted = [PortConfig(target_port=80, published_port=number, mode=mode) for number in asked]
+    rotation = Rotation()
+    snap, _ = allocate(snapshot(*BASE, *service("web", *wanted)), rotation)
+    assert [port.published_port for port in snap.services["web"].published_ports] == chosen
+    assert allocate(snap, rotation)[1] == []
+
+
+def test_a_number_that_was_given_up_does_not_stay_in_place_of_a_chosen_one() -> None:
+    asked = PortConfig(target_port=80, published_port=8080)
+    snap, _ = allocate(snapshot(*BASE, *service("web", asked, PortConfig(target_port=80))))
+    fewer = copy_of(snap.services["web"])
+    del fewer.spec.ports[0]
+    after, _ = allocate(snap.with_changes([Update(fewer)]))
+    assert [port.published_port for port in after.services["web"].published_ports] == [30_000]
 
 
 def test_a_chosen_port_is_none_that_another_service_has_in_host_mode() -> None:
