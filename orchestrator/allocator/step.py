@@ -32,7 +32,7 @@ from orchestrator.store import Change, Decision, Snapshot, Update, copy_of
 from orchestrator.store.decisions import waiting_because
 from orchestrator.store.tables import PortKey
 
-__all__ = ["Rotation", "networks_of", "step"]
+__all__ = ["Rotation", "networks_of", "step", "waits"]
 
 
 def networks_of(snapshot: Snapshot, spec: TaskSpec) -> list[tuple[str, Sequence[str]]]:
@@ -58,6 +58,19 @@ def step(snapshot: Snapshot, services: Iterable[str] | None, now: float, rotatio
         if task.status.state == TASK_STATE_NEW:
             changes += allocation.task(task)
     return Decision(tuple(changes))
+
+
+def waits(snapshot: Snapshot, service_id: str) -> bool:
+    """Whether a service lacks a port or a virtual IP still: whatever another service gives up may be what it waits for."""
+    service = snapshot.services.get(service_id)
+    if service is None or service.removing:
+        return False
+    if len(service.published_ports) != len(service.spec.ports):
+        return True
+    if service.spec.endpoint_mode == ENDPOINT_MODE_DNSRR:
+        return False
+    wanted = [network_id for network_id, _ in networks_of(snapshot, service.spec.task)]
+    return [vip.network_id for vip in service.virtual_ips] != wanted
 
 
 def _networks(snapshot: Snapshot, rotation: Rotation) -> list[Change]:

@@ -41,6 +41,7 @@ class ControlCore:
     _services: set[str] = field(default_factory=set)  # to be looked at in the next round
     _nodes: set[str] = field(default_factory=set)
     _networks: bool = True
+    _waiting: set[str] = field(default_factory=set)  # services that lack a port or a virtual IP
     _service_wakes: dict[str, float] = field(default_factory=dict)
     _node_wakes: dict[str, float] = field(default_factory=dict)
     _undecided: tuple[set[str], set[str], bool] = field(default_factory=lambda: (set(), set(), False))
@@ -82,15 +83,17 @@ class ControlCore:
         services = self._services | _due(self._service_wakes, now)
         nodes = self._nodes | _due(self._node_wakes, now)
         networks = self._networks
-        self._undecided = (services, nodes, networks)
+        self._undecided = (services | self._waiting, nodes, networks)
         self._services, self._nodes, self._networks = set(), set(), False
 
         changes = self._control(snapshot, services, nodes, now)
         provisional = snapshot.with_changes(changes) if changes else snapshot
-        if services or networks or provisional.tasks.unplaced_count():
-            allocated = allocator.step(provisional, None if networks else services, now, self.rotation).changes
+        if services or networks or self._waiting or provisional.tasks.unplaced_count():
+            looked_at = set(provisional.services.ids()) if networks else services | self._waiting
+            allocated = allocator.step(provisional, looked_at, now, self.rotation).changes
             changes += allocated
             provisional = provisional.with_changes(allocated) if allocated else provisional
+            self._waiting = {service_id for service_id in looked_at if allocator.waits(provisional, service_id)}
         if provisional.tasks.unplaced_count():
             changes += scheduler.step(provisional, now).changes
         # What frees a name or an address goes before what takes it: a later step may have given it away already.

@@ -30,12 +30,15 @@ from swarm.v1.types_pb2 import (
     UPDATE_STATE_PAUSED,
     UPDATE_STATE_ROLLBACK_COMPLETED,
     UPDATE_STATE_UPDATING,
+    Network,
+    NetworkSpec,
     ServiceSpec,
     UpdateStatus,
 )
 
+from orchestrator.allocator import ports
 from orchestrator.api.networks import remove_network
-from orchestrator.store import Kind, Remove
+from orchestrator.store import Create, Kind, Remove
 from tests.simulation.control_plane.world import World, service_spec
 
 
@@ -468,6 +471,29 @@ def test_round_robin_services_have_no_virtual_ip() -> None:
     assert not world.snapshot.services[web].virtual_ips
     assert status(world, web).state not in (UPDATE_STATE_UPDATING,)
     assert [task.desired_state for task in world.tasks(web)] != [TASK_STATE_SHUTDOWN]
+
+
+def test_what_one_service_gives_up_reaches_another_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the addresses of a small network, or the open ports, were used up, the next service waited for ever for its virtual
+    IP ("no published port is free" for its port), also when others had long given theirs up: nobody looked at it again."""
+    monkeypatch.setattr(ports, "LAST_PORT", ports.FIRST_PORT)
+    world = World(26)
+    world.commit("api", [Create(Network(id="small", spec=NetworkSpec(name="small", subnet="10.99.0.0/29")))])
+    spec = service_spec(4)
+    spec.task.networks.add(network="small")
+    first, holder = world.create_service("first", spec), world.create_service("holder", service_spec(1, "good", 0))
+    world.run(10)
+    spec.mode.replicated.replicas = 2
+    second, open_port = world.create_service("second", spec), world.create_service("open", service_spec(1, "good", 0))
+    world.run(10)
+    assert not world.serving(second) and not world.serving(open_port)
+    world.scale(first, 2)
+    world.remove_service(holder)
+    world.run(10)
+    assert len(world.snapshot.services[second].virtual_ips) == 1
+    world.scale(first, 1)
+    world.run(10)
+    assert len(world.serving(second)) == 2 and len(world.serving(open_port)) == 1
 
 
 def test_a_change_of_ports_that_fails_pauses_and_leaves_the_image_alone() -> None:
