@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 
+from swarm.cancellation import cancelled
 from swarm.enrolment import join
 from swarm.errors import (
     DeadlineExceeded,
@@ -349,7 +350,7 @@ class Membership:
             if member.role is Role.MANAGER:
                 await leave_managers(member, force=force)
             try:
-                await member.stop_tasks()
+                await self._stop_tasks(member)
             except DeadlineExceeded:
                 if not force:
                     raise
@@ -357,6 +358,18 @@ class Membership:
             await self._end_member(member)
             await self.wipe()
         return self.local_state()
+
+    async def _stop_tasks(self, member: Member) -> None:
+        """For as long as the membership is at work. Where it ends meanwhile, as when the managers remove the node, nobody stops
+        tasks any more: those that are left end with it."""
+        assert self._running is not None
+        stopping = asyncio.create_task(member.stop_tasks())
+        try:
+            await asyncio.wait({stopping, self._running}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                stopping.result()
+        finally:
+            await cancelled(stopping)
 
     async def _end_member(self, member: Member) -> None:
         """Ends everything that a membership runs. Tasks that are left are ended without ceremony."""

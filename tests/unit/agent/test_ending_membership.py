@@ -1,0 +1,85 @@
+"""How a membership ends, whatever else happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from swarm.errors import NodeRemoved
+from swarm.identity import Role
+
+from agent.node.member import Member, NodeParts
+from agent.node.membership import Membership
+from agent.node.options import Options
+from agent.node.record import NodeRecord
+from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
+
+
+class Node:
+    """A worker whose session ends when `removed` is set: the managers say that they removed it."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host = FakeHost(tmp_path)
+        self.in_session, self.removed = asyncio.Event(), asyncio.Event()
+        monkeypatch.setattr(Member, "role", property(lambda _: Role.WORKER))
+        self.options = Options(state=tmp_path / "state", run=tmp_path / "run")
+        self.options.run.mkdir()
+        parts = NodeParts(
+            self.options,
+            self.host.runtime,
+            self.host.images,
+            lambda: self.host.data_plane,
+            self.host.clock,
+            random.Random(1),
+            use_registry=lambda _: None,
+        )
+        self.membership = Membership(parts, lambda _: None)
+
+    def begin(self) -> Member:
+        member = self.membership._begin(NodeRecord("n1", "c1", "127.0.0.1"))
+
+        async def session() -> None:
+            self.in_session.set()
+            await self.removed.wait()
+            raise NodeRemoved("node n1 was removed from the swarm")
+
+        member.session.run = session  # type: ignore[method-assign]
+        return member
+
+    async def running(self, *task_ids: str) -> Member:
+        """The member, once these tasks run."""
+        member = self.begin()
+        async with asyncio.timeout(10):
+            await self.in_session.wait()
+            member.tasks.apply(mirror_of(make_revision(), *(make_task(task_id) for task_id in task_ids)))
+            while member.tasks.by_state()["running"] < len(task_ids):  # noqa: ASYNC110 – bounded; nothing tells
+                await asyncio.sleep(0.01)
+        return member
+
+
+@pytest.fixture
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
+    node = Node(tmp_path, monkeypatch)
+    yield node
+    await node.membership.close()
+
+
+async def test_a_node_that_is_removed_while_it_leaves_has_left(node: Node) -> None:
+    """`swarmctl swarm leave` on a worker, and `swarmctl node rm` of it meanwhile (it is down as soon as it leaves): the command
+    hung for two minutes, and then said that tasks have not ended, which nobody was ending any more."""
+    node.host.runtime.obeys = False
+    await node.running("t1")
+    leaving = asyncio.create_task(node.membership.leave(False))
+    try:
+        await asyncio.sleep(0.1)
+        assert not leaving.done()
+        node.removed.set()
+        async with asyncio.timeout(5):
+            state = await leaving
+    finally:
+        leaving.cancel()
+    assert (state.state, state.node_id) == ("inactive", "")
+    assert not node.host.runtime.held
