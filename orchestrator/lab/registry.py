@@ -66,7 +66,7 @@ def running(state_directory: Path) -> int | None:
     configuration = str(state_directory / "registry" / "registry.yml")
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and configuration in (entry / "cmdline").read_text().split("\0"):
+            if entry.name.isdigit() and configuration in (entry / "cmdline").read_text(errors="replace").split("\0"):
                 return int(entry.name)
     return None
 

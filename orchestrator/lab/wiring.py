@@ -262,11 +262,16 @@ async def unmount_below(*directories: Path) -> None:
 def mounts_below(*directories: Path) -> list[str]:
     """Mount points below the directories, the deepest first."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in _mounts():
         point = line.split(" ")[4].replace("\\040", " ")
         if any(Path(point).is_relative_to(directory) for directory in directories):
             found.append(point)
     return sorted(found, key=len, reverse=True)
+
+
+def _mounts() -> list[str]:
+    """The lines of the kernel's list. Somebody's directory may have a name that is not UTF-8."""
+    return Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
 
 
 def cgroups_of(path: str) -> list[Path]:
@@ -275,11 +280,7 @@ def cgroups_of(path: str) -> list[Path]:
 
 
 def _tops(path: str) -> list[Path]:
-    roots = [
-        Path(line.split(" ")[4])
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if " - cgroup" in line
-    ]
+    roots = [Path(line.split(" ")[4]) for line in _mounts() if " - cgroup" in line]
     return [root / path.lstrip("/") for root in roots if (root / path.lstrip("/")).is_dir()]
 
 

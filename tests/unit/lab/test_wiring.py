@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +49,26 @@ async def test_links_are_made_without_a_fork(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         wiring._delete_namespace(namespace)
     assert not wiring.namespace_exists(namespace)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_mounts_are_found_beside_one_of_an_odd_name(tmp_path: Path) -> None:
+    """`lab up` and `lab down` ended with a traceback (UnicodeDecodeError) while anything on the machine was mounted on a
+    directory whose name is not UTF-8."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    (tmp_path / "lab").mkdir()
+    code = "import sys, pathlib; from orchestrator.lab.wiring import cgroups_of, mounts_below"
+    code += "; cgroups_of('/none'); print(mounts_below(pathlib.Path(sys.argv[1])))"
+    script = b'mount -t tmpfs tmpfs "$1" && mount -t tmpfs tmpfs "$2" && exec "$3" -c "$4" "$2"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", odd, tmp_path / "lab", sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout.strip() == str([str(tmp_path / "lab")]), done
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
