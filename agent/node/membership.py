@@ -378,8 +378,15 @@ class Membership:
         await self.close()
         with contextlib.suppress(SwarmError):
             for state in await self._parts.runtime.containers():
-                await self._parts.runtime.delete(state.id)
+                await self._end_container(state.id)
         self.member, self._running = None, None
+
+    async def _end_container(self, container_id: str) -> None:
+        """One that does not end must not keep the others: nobody would know of them any more."""
+        try:
+            await self._parts.runtime.delete(container_id)
+        except SwarmError as error:
+            log.warning("a container of the swarm stays: %s", error)
 
     async def _undo(self) -> None:
         member = self.member

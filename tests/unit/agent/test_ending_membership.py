@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from swarm.errors import NodeRemoved
+from swarm.errors import DeadlineExceeded, NodeRemoved
 from swarm.identity import Role
 
 from agent.node.member import Member, NodeParts
@@ -83,3 +83,15 @@ async def test_a_node_that_is_removed_while_it_leaves_has_left(node: Node) -> No
         leaving.cancel()
     assert (state.state, state.node_id) == ("inactive", "")
     assert not node.host.runtime.held
+
+
+async def test_a_container_that_cannot_be_removed_does_not_keep_the_others(node: Node) -> None:
+    """`swarmctl node rm --force` of a node on which one container's process hung in the kernel: all the containers after it ran
+    on for ever, and no daemon knew of them."""
+    await node.running("t1", "t2", "t3")
+    node.host.runtime.delete_errors = [DeadlineExceeded("a process hangs in the kernel")]
+    node.removed.set()
+    async with asyncio.timeout(5):
+        while node.membership.member is not None:  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.01)
+    assert list(node.host.runtime.held) == ["t1"]
