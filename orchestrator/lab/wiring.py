@@ -24,6 +24,7 @@ from orchestrator.lab.layout import CGROUP_ROOT, LabHost, LabLayout
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
 
+NAMESPACES = Path("/run/netns")
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 FORWARDING_BEFORE = "forwarding-before"
 RUN_BYTES = 256 << 20  # of a host's run directory, at most
@@ -116,20 +117,24 @@ async def _add_cable(netlink: AsyncIPRoute, name: str, *, far_name: str, far_nam
 
 
 def namespace_exists(namespace: str) -> bool:
-    return (Path("/run/netns") / namespace).exists()
+    """Whether it is there. Its file alone says nothing: where /run is on a disk, that outlives a reboot."""
+    try:
+        return (NAMESPACES / namespace).stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
+    except FileNotFoundError:
+        return False
 
 
 def namespaces_of(lab: str) -> list[str]:
-    """The namespaces of a lab that are there. The lab `a` does not own those of the lab `a-b`."""
+    """The namespaces of a lab that are there, or whose files are left. The lab `a` does not own those of the lab `a-b`."""
     mine = re.compile(rf"lab-{re.escape(lab)}-(switch|[mw][0-9]+)")
-    directory = Path("/run/netns")
-    return (
-        sorted(entry.name for entry in directory.iterdir() if mine.fullmatch(entry.name)) if directory.is_dir() else []
-    )
+    if not NAMESPACES.is_dir():
+        return []
+    return sorted(entry.name for entry in NAMESPACES.iterdir() if mine.fullmatch(entry.name))
 
 
 async def _add_namespace(namespace: str) -> None:
     if not namespace_exists(namespace):
+        (NAMESPACES / namespace).unlink(missing_ok=True)
         await process.run(["ip", "netns", "add", namespace])  # pyroute2's own way forks: see _netlink_socket
 
 
@@ -235,7 +240,7 @@ async def unwire(lab: str, layout: LabLayout | None, *, last: bool) -> None:
 def _delete_namespace(namespace: str) -> None:
     from pyroute2 import netns
 
-    if namespace_exists(namespace):
+    if (NAMESPACES / namespace).exists():
         netns.remove(namespace)
 
 

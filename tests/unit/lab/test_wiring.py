@@ -77,3 +77,25 @@ async def test_a_namespace_that_is_gone_is_named() -> None:
         async with wiring._netlink("no-such-namespace"):
             pass
     assert not wiring.namespace_exists("no-such-namespace")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+async def test_the_file_of_a_namespace_that_a_reboot_ended_is_no_namespace() -> None:
+    """Where /run is on a disk (a container, a small image), the files of a lab's namespaces outlive a reboot. `lab up` and `lab
+    down` both ended with "cannot enter the namespace lab-default-switch: Invalid argument", whatever one tried."""
+    namespace = f"test-wiring-{uuid.uuid4().hex[:8]}"
+    Path("/run/netns").mkdir(exist_ok=True)
+    file = Path("/run/netns") / namespace
+    file.touch()
+    try:
+        assert not wiring.namespace_exists(namespace)
+        await wiring._add_namespace(namespace)
+        assert wiring.namespace_exists(namespace)
+        async with wiring._netlink(namespace) as inside:
+            assert await wiring._index(inside, "lo") is not None
+        wiring._delete_namespace(namespace)
+        file.touch()
+        wiring._delete_namespace(namespace)
+        assert not file.exists()
+    finally:
+        wiring._delete_namespace(namespace)
