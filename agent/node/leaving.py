@@ -47,6 +47,11 @@ def refusal(managers: int, reachable_others: int) -> str:
 async def leave_managers(member: Member, *, force: bool) -> None:
     """Demotes this node and waits until it is a worker. With `force` only as far as that is possible."""
     if member.manager is None:
+        if not force:
+            raise FailedPrecondition(
+                "this node is a manager, and its daemon has not taken its manager up yet; try again in a moment, or leave with "
+                "--force"
+            )
         return
     async with open_local(member.manager.control_socket) as channel:
         stub = ControlStub(channel)

@@ -50,7 +50,8 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 30.0  # seconds for a new manager to lead
 READY_TIMEOUT = 30.0  # seconds for the first session
-_LEFT_BEHIND = ("manager", "certificates", "tasks", "containers", "assignments", "network", "node.json")
+# The membership's own record first: a daemon that is killed meanwhile takes up nothing of which a part is missing.
+_LEFT_BEHIND = ("node.json", "manager", "certificates", "tasks", "containers", "assignments", "network")
 _AVAILABILITY = {
     types.AVAILABILITY_PAUSE: "pause",
     types.AVAILABILITY_DRAIN: "drain",
@@ -347,7 +348,7 @@ class Membership:
         if member is None:
             raise FailedPrecondition("this node is not part of a swarm")
         async with self.change("leaving the swarm"):
-            if member.role is Role.MANAGER:
+            if self._is_manager(member, force=force):
                 await leave_managers(member, force=force)
             try:
                 await self._stop_tasks(member)
@@ -358,6 +359,17 @@ class Membership:
             await self._end_member(member)
             await self.wipe()
         return self.local_state()
+
+    @staticmethod
+    def _is_manager(member: Member, *, force: bool) -> bool:
+        """Raises FailedPrecondition where the certificate cannot be read: by force a node leaves without one as well."""
+        try:
+            return member.role is Role.MANAGER
+        except FailedPrecondition as error:
+            if not force:
+                raise
+            log.warning("leaving although it is not known whether this node is a manager: %s", error)
+            return False
 
     async def _stop_tasks(self, member: Member) -> None:
         """For as long as the membership is at work. Where it ends meanwhile, as when the managers remove the node, nobody stops
@@ -376,6 +388,8 @@ class Membership:
         if member.manager is not None:
             await member.manager.stop()
         await self.close()
+        if member.manager is None:  # one of an earlier daemon, that this one had not looked for yet, runs on
+            await ManagerProcess(self._options, member.manager_arguments, self._parts.rng).stop()
         with contextlib.suppress(SwarmError):
             for state in await self._parts.runtime.containers():
                 await self._end_container(state.id)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from swarm.errors import DeadlineExceeded, NodeRemoved
+from swarm.errors import DeadlineExceeded, FailedPrecondition, NodeRemoved, ResourceExhausted
 from swarm.identity import Role
 
+from agent.node import manager_process
+from agent.node.manager_process import ManagerProcess, RunningProcess
 from agent.node.member import Member, NodeParts
 from agent.node.membership import Membership
 from agent.node.options import Options
-from agent.node.record import NodeRecord
+from agent.node.record import NodeFile, NodeRecord
 from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
+from tests.unit.agent.manager_program import LOCKED_MANAGER
 
 
 class Node:
@@ -95,3 +101,77 @@ async def test_a_container_that_cannot_be_removed_does_not_keep_the_others(node:
         while node.membership.member is not None:  # noqa: ASYNC110 – bounded; nothing tells
             await asyncio.sleep(0.01)
     assert list(node.host.runtime.held) == ["t1"]
+
+
+@pytest.fixture
+async def manager(node: Node) -> AsyncIterator[RunningProcess]:
+    """The manager of this node, which an earlier daemon started."""
+    program = (sys.executable, "-c", LOCKED_MANAGER, str(node.options.run / manager_process.PID_FILE))
+    earlier = ManagerProcess(node.options, lambda: [], random.Random(1), program=program)
+    running = asyncio.create_task(earlier.run())
+    async with asyncio.timeout(30):
+        await earlier.ready.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    process = RunningProcess.of(earlier.pid)
+    assert process is not None
+    yield process
+    process.signal(signal.SIGKILL)
+    await process.ended()
+
+
+async def test_a_manager_that_its_daemon_has_not_taken_up_yet_is_not_left_behind(
+    node: Node, manager: RunningProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd had been restarted on a full disk, where it waits for room. `swarmctl swarm leave` did not ask whether the swarm
+    can go on without this manager, removed what the last one held, and the process went on with the ports: the next membership
+    of the host took it for its own."""
+
+    def full(*_: object) -> None:
+        raise ResourceExhausted("node.json cannot be written")
+
+    monkeypatch.setattr(Member, "role", property(lambda _: Role.MANAGER))
+    monkeypatch.setattr(NodeFile, "write", full)
+    member = node.begin()
+    async with asyncio.timeout(10):
+        while not member.problem:  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.01)
+        with pytest.raises(FailedPrecondition, match="has not taken its manager up yet"):
+            await node.membership.leave(False)
+        assert manager.runs() and node.membership.member is member
+        await node.membership.leave(True)
+    assert not manager.runs() and node.membership.member is None
+
+
+async def test_a_node_that_has_lost_its_certificate_leaves_by_force(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`swarmctl swarm leave --force` said that the certificate cannot be read, and `swarm join` that the node must leave
+    first."""
+
+    def lost(_: Member) -> Role:
+        raise FailedPrecondition("the certificate cannot be read")
+
+    monkeypatch.setattr(Member, "role", property(lost))
+    node.begin()
+    await node.in_session.wait()
+    with pytest.raises(FailedPrecondition, match="cannot be read"):
+        await node.membership.leave(False)
+    assert (await node.membership.leave(True)).state == "inactive"
+
+
+async def test_a_daemon_that_is_killed_while_it_forgets_a_swarm_is_no_member_of_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host lost power while it left: swarmd went on as a member without certificate, which could neither work nor leave."""
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    file = NodeFile(node.options.state)
+    file.write(NodeRecord("n1", "c1", "127.0.0.1"))
+    (node.options.state / "manager").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        await node.membership.wipe()
+    assert file.load() is None
