@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from orchestrator.cli.caller import Caller
 
-MEMBERSHIP_TIMEOUT = 120.0  # seconds for founding, joining and leaving: keys, certificates, the manager's first start
+MEMBERSHIP_TIMEOUT = 120.0  # seconds for founding and joining: keys, certificates, the manager's first start
+LEAVE_TIMEOUT = 300.0  # seconds: a demotion, and tasks that drain and end; longer than swarmd takes before it gives up
 MAX_CONFLICTS = 5
 _MAX_UINT32 = 2**32 - 1
 _AVAILABILITIES = {
@@ -207,7 +208,7 @@ def leave(
 ) -> None:
     """Take this host out of its swarm."""
     caller = session(context).local()
-    caller.call(lambda stub: stub.Leave, node.LeaveRequest(force=force), timeout=MEMBERSHIP_TIMEOUT)
+    caller.call(lambda stub: stub.Leave, node.LeaveRequest(force=force), timeout=LEAVE_TIMEOUT)
     output.line("Node left the swarm.")
 
 

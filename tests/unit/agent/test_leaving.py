@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from swarm.v1 import types_pb2 as types
 
-from agent.node.member import Member, NodeParts
+from agent.node.leaving import CALL_TIMEOUT, DEMOTION_TIMEOUT
+from agent.node.manager_process import READY_TIMEOUT, STOP_TIMEOUT
+from agent.node.member import DRAIN_TIMEOUT, LEAVE_TIMEOUT, REPORT_TIMEOUT, Member, NodeParts
 from agent.node.options import parse
 from agent.node.record import NodeFile, NodeRecord
+from orchestrator.cli.commands import swarm as commands
 from tests.unit.agent.fakes import FakeHost, assignments, make_revision, make_task
 
 
@@ -61,3 +64,11 @@ async def test_assignments_that_are_written_down_while_the_node_leaves_bring_no_
     finally:
         written.set()
         await member.tasks.close()
+
+
+def test_whoever_asks_a_node_to_leave_waits_until_it_has_or_says_why_not() -> None:
+    """`swarmctl swarm leave --force` with a task that does not end (its grace period is five minutes) gave up a moment before
+    swarmd would have left without waiting any more; that undid it, however often it was tried."""
+    demotion = 3 * CALL_TIMEOUT + DEMOTION_TIMEOUT
+    tasks = DRAIN_TIMEOUT + LEAVE_TIMEOUT + REPORT_TIMEOUT
+    assert demotion + tasks + READY_TIMEOUT + STOP_TIMEOUT < commands.LEAVE_TIMEOUT
