@@ -105,14 +105,17 @@ class ResolverClient:
                 return  # it was told everything when it was started
             self._told(networks, containers, reply)
 
-    def _told(self, networks: Mapping[str, object], containers: Mapping[str, object], reply: Message) -> None:
+    def _told(
+        self, networks: Mapping[str, Record | None], containers: Mapping[str, Message | None], reply: Message
+    ) -> None:
+        """Remembers what was said, and not what is wanted by now: that may be something else since."""
         failed = reply.get("failed", {})
-        for network_id in networks:
-            _copy(self._wanted_networks, self._networks, network_id)
-        for container_id in containers:
+        for network_id, record in networks.items():
+            _keep(self._networks, network_id, record)
+        for container_id, container in containers.items():
             self._failed.pop(container_id, None)
             if container_id not in failed:
-                _copy(self._wanted_containers, self._containers, container_id)
+                _keep(self._containers, container_id, container)
         for container_id, reason in failed.items():
             self._failed[container_id] = reason
             log.warning("task %s: its resolver could not be opened: %s", container_id, reason)
@@ -158,12 +161,13 @@ class ResolverClient:
                 await self._open()
             except OSError as error:
                 raise Unavailable(f"the resolver of {self._run_dir} does not answer: {error}") from error
+        everything = self._everything()
         try:
-            reply = await self._exchange(self._everything())
+            reply = await self._exchange(everything)
         except (OSError, ValueError) as error:
             raise Unavailable(f"the resolver of {self._run_dir} does not answer: {error}") from error
         self._networks, self._containers = {}, {}
-        self._told(self._wanted_networks, self._wanted_containers, reply)
+        self._told(everything.get("networks", {}), everything["containers"], reply)
 
     def _everything(self) -> Message:
         message: Message = {"op": "update", "complete": ["containers"], "containers": dict(self._wanted_containers)}
@@ -297,8 +301,8 @@ def _changes(told: Mapping[str, Message], wanted: Mapping[str, Message]) -> dict
     return changed
 
 
-def _copy(source: Mapping[str, Message], target: dict[str, Message], key: str) -> None:
-    if key in source:
-        target[key] = source[key]
+def _keep(kept: dict[str, Message], key: str, value: Message | None) -> None:
+    if value is None:
+        kept.pop(key, None)
     else:
-        target.pop(key, None)
+        kept[key] = value

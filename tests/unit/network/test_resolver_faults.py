@@ -15,6 +15,7 @@ from swarm.errors import Unavailable
 
 from agent.network.resolver import Container, Resolver
 from agent.network.resolver_client import ResolverClient
+from agent.network.resolver_wire import VERSION
 
 
 def refusing(number: int) -> Any:
@@ -121,3 +122,58 @@ async def test_an_answer_for_a_container_that_is_gone_is_dropped(
     await asyncio.sleep(0.01)
     assert complaints == []
     await resolver.close()
+
+
+class SlowResolver:
+    """Stands for the connection: takes over what it is told, and answers when it is `released`."""
+
+    def __init__(self, client: ResolverClient, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.networks: dict[str, Any] = {}
+        self.containers: dict[str, Any] = {}
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
+        self.dead = False
+        monkeypatch.setattr(client, "_exchange", self.exchange)
+        monkeypatch.setattr(client, "_open", self.exchange)
+
+    async def exchange(self, message: Any = None) -> dict[str, Any]:
+        if self.dead:
+            self.dead = False
+            raise ConnectionError("it died")
+        if message is None or message["op"] != "update":
+            return {"ok": True, "version": VERSION}
+        for kind, kept in (("networks", self.networks), ("containers", self.containers)):
+            if kind in message.get("complete", ()):
+                kept.clear()
+            for key, value in message.get(kind, {}).items():
+                kept.pop(key, None)
+                if value is not None:
+                    kept[key] = value
+        self.asked.set()
+        await self.released.wait()
+        return {"ok": True}
+
+
+async def test_what_changes_while_the_resolver_is_told_is_told_it_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver had died and was being told everything as a task began: the task resolved no name as long as it ran. And one
+    that ended while its own beginning was told stayed in the resolver, whose sockets kept its network namespace alive."""
+    client = ResolverClient(tmp_path, tmp_path / "log", tmp_path / "resolv.conf")
+    resolver = SlowResolver(client, monkeypatch)
+    resolver.dead = True
+    telling = [asyncio.create_task(client.refresh())]
+    await resolver.asked.wait()
+    telling.append(asyncio.create_task(client.set_container("t1", {"networks": ["n"]})))
+    await asyncio.sleep(0)
+    resolver.released.set()
+    await asyncio.gather(*telling)
+    assert resolver.containers == {"t1": {"networks": ["n"]}}
+
+    resolver.asked.clear(), resolver.released.clear()
+    telling = [asyncio.create_task(client.set_container("t2", {"networks": ["n"]}))]
+    await resolver.asked.wait()
+    telling.append(asyncio.create_task(client.set_container("t2", None)))
+    await asyncio.sleep(0)
+    resolver.released.set()
+    await asyncio.gather(*telling)
+    assert resolver.containers == {"t1": {"networks": ["n"]}}
