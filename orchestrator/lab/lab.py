@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import ipaddress
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -52,14 +53,14 @@ async def up(name: str, managers: int, workers: int, say: Say, *, log_level: str
         layout = load(name)
         if layout is None:
             await _remove(name, say)  # leftovers without a description are of no use to anybody
-            layout = plan(name, managers, workers, await wiring.taken_subnets())
+            layout = plan(name, managers, workers, [*await wiring.taken_subnets(), *_subnets_of_labs()])
             say(f"Lab {name!r}: {layout.size} in {layout.subnet}")
-            layout.save()
         elif (len(layout.managers), len(layout.hosts)) != (managers, managers + workers):
             raise AlreadyExists(
                 f"lab {name!r} exists with {layout.size}; remove it with `swarmctl lab down --name {name}`"
                 " or choose another --name"
             )
+        layout.save()  # also of one that is there: after a reboot only the copy beside the disks is left
         await wiring.wire_switch(layout)
     say("Starting the hosts' daemons")
     async with errors_ungrouped(), asyncio.TaskGroup() as group:
@@ -69,6 +70,11 @@ async def up(name: str, managers: int, workers: int, say: Say, *, log_level: str
     say("Waiting until every host is ready")
     await wait_ready(layout, {host.name for host in layout.hosts})
     return layout
+
+
+def _subnets_of_labs() -> list[ipaddress.IPv4Network]:
+    """Also of those that have not been started since this machine was."""
+    return [layout.subnet for name in known_labs() if (layout := load(name)) is not None]
 
 
 async def _power_on(layout: LabLayout, host: LabHost, log_level: str = "info") -> None:
@@ -123,6 +129,7 @@ async def _remove(name: str, say: Say) -> bool:
     """Whether there was anything to remove."""
     layout = load(name)
     existed = bool(wiring.namespaces_of(name)) or any((root / name).exists() for root in (RUN_ROOT, STATE_ROOT))
+    (STATE_ROOT / name / labs.DESCRIPTION).unlink(missing_ok=True)  # what is half removed is not to be started again
     names = {host.name for host in layout.hosts} if layout else set()
     for root in (RUN_ROOT / name, STATE_ROOT / name):
         names |= {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()

@@ -9,6 +9,7 @@ outside. Labs live side by side: each takes a /24 of 198.18.0.0/15, the block se
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import re
@@ -126,6 +127,11 @@ class LabLayout:
         return self.run_directory / DESCRIPTION
 
     @property
+    def copies(self) -> tuple[Path, Path]:
+        """Of the description. The one in /run is what `swarmctl` goes by; the other one outlives a reboot, as the disks do."""
+        return self.state_directory / DESCRIPTION, self.file
+
+    @property
     def managers(self) -> tuple[LabHost, ...]:
         return tuple(host for host in self.hosts if host.role == "manager")
 
@@ -144,14 +150,15 @@ class LabLayout:
 
     def save(self) -> None:
         """For `swarmctl`, which finds the lab's sockets here, and for the next call of this program."""
-        self.run_directory.mkdir(parents=True, exist_ok=True)
         document = {
             "name": self.name,
             "number": self.number,
             "registry": self.registry,
             "nodes": [{**asdict(host), "run_dir": str(host.run_directory)} for host in self.hosts],
         }
-        write_atomically(self.file, json.dumps(document, indent=1).encode(), mode=0o644)
+        for file in self.copies:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(document, indent=1).encode(), mode=0o644)
 
 
 def _counted(count: int, noun: str) -> str:
@@ -193,12 +200,12 @@ def check_name(name: str) -> None:
 def load(name: str) -> LabLayout | None:
     """The layout of a lab that was built before; None where there is none or its description is damaged."""
     check_name(name)
-    try:
-        document = json.loads((RUN_ROOT / name / DESCRIPTION).read_text())
-        hosts = tuple(LabHost(name, node["name"], node["role"], node["address"]) for node in document["nodes"])
-        return LabLayout(name, int(document["number"]), hosts)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for root in (RUN_ROOT, STATE_ROOT):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            document = json.loads((root / name / DESCRIPTION).read_text())
+            hosts = tuple(LabHost(name, node["name"], node["role"], node["address"]) for node in document["nodes"])
+            return LabLayout(name, int(document["number"]), hosts)
+    return None
 
 
 def known_labs() -> list[str]:
