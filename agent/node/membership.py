@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 
-from swarm.cancellation import cancelled
+from swarm.cancellation import cancelled, carried_through
 from swarm.enrolment import join
 from swarm.errors import (
     DeadlineExceeded,
@@ -121,8 +121,7 @@ class Membership:
             if member is None:
                 return
             problem = self.problem
-            await self._end_member(member)
-            await self.wipe()
+            await self._forget(member)
             self.problem = problem
 
     # ------------------------------------------------------------------------------------------------------- views
@@ -356,9 +355,12 @@ class Membership:
                 if not force:
                     raise
                 log.warning("leaving although not all tasks have ended")
-            await self._end_member(member)
-            await self.wipe()
+            await carried_through(self._forget(member))  # whoever asked for it may be gone
         return self.local_state()
+
+    async def _forget(self, member: Member) -> None:
+        await self._end_member(member)
+        await self.wipe()
 
     @staticmethod
     def _is_manager(member: Member, *, force: bool) -> bool:

@@ -12,6 +12,7 @@ wait for one for ever cancels it again (`cancelled`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 _PATIENCE = 5.0  # seconds until a task that goes on is cancelled again; what it tidies up has ended then
@@ -33,3 +34,12 @@ async def cancelled(*tasks: asyncio.Future[Any]) -> list[Any]:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=_PATIENCE)
     return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def carried_through(work: Coroutine[Any, Any, None]) -> None:
+    """Does work that must not end half-way: where the caller is cancelled meanwhile, that takes effect after it."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait({task})

@@ -103,6 +103,30 @@ async def test_a_container_that_cannot_be_removed_does_not_keep_the_others(node:
     assert list(node.host.runtime.held) == ["t1"]
 
 
+async def test_a_command_that_is_interrupted_does_not_leave_a_node_half_way(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at `swarmctl swarm leave`, once the tasks had ended: the node stayed a member that was down and took no tasks, a
+    manager without its manager process, until somebody made it leave again."""
+    ending, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stop(**_: object) -> None:
+        ending.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(node.host.data_plane, "stop", stop)
+    await node.running("t1")
+    leaving = asyncio.create_task(node.membership.leave(False))
+    async with asyncio.timeout(5):
+        await ending.wait()
+        leaving.cancel()
+        await asyncio.sleep(0.01)
+        go_on.set()
+        await asyncio.gather(leaving, return_exceptions=True)
+    assert leaving.cancelled()
+    assert node.membership.member is None and not (node.options.state / "node.json").exists()
+
+
 @pytest.fixture
 async def manager(node: Node) -> AsyncIterator[RunningProcess]:
     """The manager of this node, which an earlier daemon started."""
