@@ -20,6 +20,7 @@ from agent.images.layers import Layers, Record
 from agent.images.mounting import OverlayMounter, mount_error
 
 COPY_TIMEOUT = 600.0
+REMOVAL_TIMEOUT = 600.0
 
 
 class RootFilesystems:
@@ -39,8 +40,10 @@ class RootFilesystems:
         """Makes it; the same path again where it is there already. On failure nothing stays behind."""
         place = self.place(container_id)
         merged = place / "merged"
-        if place.exists() and merged in self._mount_points():  # reading all mounts of the host costs 1 ms
-            return merged
+        if place.exists():
+            if merged in self._mount_points():  # reading all mounts of the host costs 1 ms
+                return merged
+            await self.unmount(container_id)  # from before the host started; a volatile overlay cannot be mounted again
         try:
             await asyncio.to_thread(_prepare, place, record.id)
             if self._layers.driver == "overlay":
@@ -78,6 +81,8 @@ class RootFilesystems:
         place = self.place(container_id)
         try:
             await asyncio.to_thread(_remove, place)
+        except RecursionError:  # containers may nest directories deeper than Python's rmtree can follow
+            await run(["rm", "-rf", place], timeout=REMOVAL_TIMEOUT)
         except OSError as error:
             raise InternalError(f"the root filesystem {place} cannot be removed: {error}") from error
 
@@ -103,8 +108,6 @@ class RootFilesystems:
 
 
 def _prepare(place: Path, image_id: str) -> None:
-    if place.exists():
-        _remove(place)  # from before the host started; a volatile overlay cannot be mounted again
     place.mkdir(parents=True, mode=0o711)
     for name in ("upper", "work", "merged"):
         (place / name).mkdir(mode=0o755)
@@ -133,6 +136,7 @@ async def choose_driver(images: Path, probe: Path) -> str:
             return driver
     place = probe / ".probe"
     try:
+        await asyncio.to_thread(_remove, place)
         await asyncio.to_thread(_prepare, place, "")
         (place / "lower").mkdir()
         await OverlayMounter(place).mount(["lower"], place / "upper", place / "work", place / "merged")
