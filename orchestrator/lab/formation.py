@@ -82,13 +82,13 @@ async def form_swarm(layout: LabLayout, say: Say) -> None:
         request = node_pb2.InitRequest(advertise_address=founder.address, listen_address=founder.address, spec=spec)
         await hosts.initialise(founder, request, JOIN_TIMEOUT)
     try:
-        await ask_managers(
+        answer = await ask_managers(
             layout, lambda stub: stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5), LEADER_TIMEOUT
         )
     except Unavailable as error:
         raise Unavailable(f"{error}{way_out(layout, formation)}") from error
     say(f"Starting the registry on {layout.registry}")
-    await registry.issue_certificate(layout)
+    await registry.issue_certificate(layout, formation.managers[0], answer.cluster.ca.certificate_pem)
     await registry.start(layout)
     if not formation.joining:
         return

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from swarm import process
 from swarm.errors import DeadlineExceeded, InternalError
-from swarm.identity import write_atomically
+from swarm.identity import TlsFiles, write_atomically
 
 from orchestrator.lab import hosts
-from orchestrator.lab.layout import LabLayout
+from orchestrator.lab.layout import LabHost, LabLayout
 
 START_TIMEOUT = 15.0
 
@@ -46,16 +46,19 @@ http:
 """
 
 
-async def issue_certificate(layout: LabLayout) -> None:
-    """Has the cluster sign the registry's certificate, as an operator would."""
-    if (_directory(layout) / "node.pem").exists():
+async def issue_certificate(layout: LabLayout, manager: LabHost, ca_pem: bytes) -> None:
+    """Has the cluster, whose CA certificate is `ca_pem`, sign the registry's certificate, as an operator would. One that
+    another cluster of the same hosts signed is replaced, and the registry that shows it ended."""
+    files = TlsFiles(_directory(layout))
+    if files.exists() and files.ca.read_bytes() == ca_pem:
         return
+    stop(layout.state_directory)
     program = Path(sys.executable).parent / "swarmctl"
     await process.run(
         [
-            program, "--host", f"unix://{layout.managers[0].control_socket}",
+            program, "--host", f"unix://{manager.control_socket}",
             "cert", "issue", "--role", "server", "--address", layout.registry_address,
-            "--output", _directory(layout), "registry",
+            "--output", files.directory, "--force", "registry",
         ],
         timeout=30,
     )  # fmt: skip
