@@ -125,7 +125,10 @@ class Daemon:
         reaper = children.OrphanReaper()
         while True:
             await asyncio.sleep(SWEEP_PERIOD)
-            reaper.sweep(time.monotonic())
+            try:
+                reaper.sweep(time.monotonic())
+            except OSError as error:  # no descriptors, for a moment
+                log.warning("orphans are looked for again in %g s: %s", SWEEP_PERIOD, error)
             footprint.give_back()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from swarm.clock import SystemClock
 
 from agent.images import mounting
+from agent.node import children, daemon
 from agent.node.daemon import Daemon
 from agent.node.options import Options
 from tests.unit.agent.fakes import FakeHost
@@ -65,3 +68,25 @@ async def test_what_a_killed_build_left_mounted_is_not_emptied(
     monkeypatch.setattr(mounting, "mount_points", lambda _, below: {pull / "mnt"} if below == pull else set())
     await until_removed(daemon_of(tmp_path), upload, digest)
     assert (pull / "layer").exists()
+
+
+async def test_orphans_are_reaped_after_a_moment_without_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd had once no descriptor left for a moment: from then on each container that ended left a zombie, until the host
+    had no process numbers left."""
+    monkeypatch.setattr(daemon, "SWEEP_PERIOD", 0.01)
+    looked = asyncio.Event()
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+
+    def processes() -> set[int]:
+        if not failures:
+            looked.set()
+            return set()
+        raise failures.pop()
+
+    monkeypatch.setattr(children, "_children", processes)
+    reaping = asyncio.create_task(daemon_of(tmp_path)._reap(()))
+    await asyncio.wait({reaping, asyncio.create_task(looked.wait())}, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    assert looked.is_set() and not reaping.done()
+    reaping.cancel()
