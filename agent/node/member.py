@@ -249,14 +249,14 @@ class Member:
             raise_if_cancelled()
             if not was_behind:
                 log.error("%s; going on without", error)
-        if self._leaving:
-            return  # all tasks were told to end meanwhile: nobody would tell those that come now
         self._heard = True
         self._spread()
         self._networks_applied(self.networks.applied_index)
 
     def _spread(self) -> None:
         """Networks first: tasks wait for theirs, and others wait for our acknowledgement."""
+        if self._leaving:
+            return  # all tasks were told to end meanwhile: nobody would tell those that come now
         mirror = self.mirror
         me = Self(self.record.node_id, self.record.number, self.record.address)
         self.networks.submit(mirror.revision, mirror.index, lambda: mirror.network_view(me))

@@ -15,8 +15,9 @@ from agent.node.manager_process import READY_TIMEOUT, STOP_TIMEOUT
 from agent.node.member import DRAIN_TIMEOUT, LEAVE_TIMEOUT, REPORT_TIMEOUT, Member, NodeParts
 from agent.node.options import parse
 from agent.node.record import NodeFile, NodeRecord
+from agent.session.mirror import Mirror
 from orchestrator.cli.commands import swarm as commands
-from tests.unit.agent.fakes import FakeHost, assignments, make_revision, make_task
+from tests.unit.agent.fakes import FakeHost, assignments, make_revision, make_task, mirror_of
 
 
 def member_of(host: FakeHost, tmp_path: Path) -> Member:
@@ -63,6 +64,36 @@ async def test_assignments_that_are_written_down_while_the_node_leaves_bring_no_
             await leaving
     finally:
         written.set()
+        await member.tasks.close()
+
+
+async def test_assignments_that_are_read_from_the_disk_while_the_node_leaves_bring_no_new_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd had just been restarted: a task that was assigned and had not begun was started when all had been told to end, and
+    the node waited two minutes for it."""
+    member = member_of(FakeHost(tmp_path), tmp_path)
+    reading, read = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> Mirror:
+        loop.call_soon_threadsafe(reading.set)
+        read.wait(10)
+        return mirror_of(make_revision(), make_task("t1"))
+
+    monkeypatch.setattr(member._mirror_file, "load", slow)
+    taking_up = asyncio.create_task(member._take_up())
+    try:
+        await reading.wait()
+        leaving = asyncio.create_task(member.stop_tasks())
+        while not member._leaving:  # noqa: ASYNC110 – at once
+            await asyncio.sleep(0)
+        read.set()
+        await taking_up
+        assert member.tasks.task_ids() == set() and member.mirror.index
+        await leaving
+    finally:
+        read.set()
         await member.tasks.close()
 
 
