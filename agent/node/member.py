@@ -54,6 +54,7 @@ DRAIN_TIMEOUT = 30.0  # seconds for tasks to stop as ordered; what is left then 
 LEAVE_TIMEOUT = 120.0  # seconds for all tasks to end when the node leaves
 REPORT_TIMEOUT = 3.0  # seconds for their last statuses to reach a manager
 _BACKOFF = Backoff(first=0.5, maximum=10.0)
+_RENEWAL_BACKOFF = Backoff(first=1.0, maximum=300.0)  # where a manager says that this node is no member
 
 
 @dataclass(frozen=True)
@@ -294,12 +295,15 @@ class Member:
         self._role_changed.set()
 
     async def _keep_certificate(self) -> None:
-        try:
-            await self.renewal.run()
-        except Unauthenticated as error:
-            # Whether this node was removed is for its session to say; until then its containers go on.
-            self.problem = f"the certificate was not renewed: {error}"
-            log.error("%s", self.problem)
+        for wait in _RENEWAL_BACKOFF.delays(self._parts.rng):
+            try:
+                await self.renewal.run()
+            except Unauthenticated as error:
+                raise_if_cancelled()
+                # Whether this node was removed is for its session to say: one manager alone may just lag behind.
+                log.error("the certificate was not renewed and will be tried again: %s", error)
+            await asyncio.sleep(wait)
+            self.renewal.request()
 
     async def _keep_manager(self) -> None:
         """Runs the manager process while the certificate says that this node is a manager."""

@@ -25,6 +25,7 @@ from swarm.errors import (
     InvalidArgument,
     NodeRemoved,
     SwarmError,
+    Unauthenticated,
     Unavailable,
     first_error,
     from_rpc,
@@ -146,8 +147,14 @@ class Membership:
         state.managers.extend(record.managers)
         state.tasks = len(member.tasks)
         failing = member.manager.problem if member.manager is not None else ""  # says more than that nobody answers
+        refused = member.renewal.failed if isinstance(member.renewal.failed, Unauthenticated) else None
         state.message = (
-            self.problem or member.problem or failing or member.session.problem or str(member.networks.error or "")
+            self.problem
+            or member.problem
+            or (f"the certificate was not renewed: {refused}" if refused is not None else "")
+            or failing
+            or member.session.problem
+            or str(member.networks.error or "")
         )
         with contextlib.suppress(SwarmError):
             state.role = types.NODE_ROLE_MANAGER if member.role is Role.MANAGER else types.NODE_ROLE_WORKER

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, ResourceExhausted
+from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, NodeRemoved, ResourceExhausted
 from swarm.retry import Backoff
 from swarm.v1 import types_pb2 as types
 from swarm.version import VERSION
@@ -283,3 +283,26 @@ async def test_a_node_that_starts_on_a_full_disk_waits_for_room(
     await Member._write_boot(member)
     assert (file.attempts, member.problem) == (3, "")
     assert NodeFile(tmp_path).load() == record
+
+
+async def test_a_certificate_that_one_manager_refused_to_renew_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A manager that had just come back did not know the node yet: its certificate was not renewed any more, and the node took
+    no other role, until swarmd was restarted."""
+    monkeypatch.setattr("agent.node.member._RENEWAL_BACKOFF", Backoff(first=0.001, maximum=0.001))
+    asked, said = asyncio.Event(), ["run"]
+
+    async def run() -> None:
+        if asked.is_set():
+            said.append("run")
+            await asyncio.Event().wait()
+        raise NodeRemoved("'n1' is not, or no longer, a member of this swarm")
+
+    member: Any = SimpleNamespace(
+        _parts=SimpleNamespace(rng=random.Random(1)), renewal=SimpleNamespace(run=run, request=asked.set), problem=""
+    )
+    keeping = asyncio.create_task(Member._keep_certificate(member))
+    await asyncio.wait({keeping}, timeout=0.2)
+    assert said == ["run", "run"] and not keeping.done()
+    keeping.cancel()
