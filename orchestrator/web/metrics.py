@@ -80,16 +80,18 @@ def services(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
         word: GaugeMetricFamily(f"swarm_service_tasks_{word}", text, labels=["service"])
         for word, text in help_texts.items()
     }
+    counts: dict[str, Counter[str]] = {}  # by name: one that is being removed may stand beside its successor
     for service in snapshot.services:
         of_service = list(snapshot.tasks.of_service(service.id))
-        counts = {
-            "desired": _desired(service, of_service),
-            "running": sum(task.status.state == types.TASK_STATE_RUNNING for task in of_service),
-            "healthy": sum(map(is_healthy, of_service)),
-            "serving": sum(map(is_serving, of_service)),
-        }
-        for word, count in counts.items():
-            families[word].add_metric([service.spec.name], count)
+        counts.setdefault(service.spec.name, Counter()).update(
+            desired=_desired(service, of_service),
+            running=sum(task.status.state == types.TASK_STATE_RUNNING for task in of_service),
+            healthy=sum(map(is_healthy, of_service)),
+            serving=sum(map(is_serving, of_service)),
+        )
+    for name, counted in counts.items():
+        for word, family in families.items():
+            family.add_metric([name], counted[word])
     yield from families.values()
 
 

@@ -47,6 +47,22 @@ async def test_counts_of_services_tasks_and_nodes() -> None:
     assert b"process_resident_memory_bytes" in text
 
 
+async def test_a_service_and_its_predecessor_of_the_same_name_are_one_line() -> None:
+    """While the tasks of a removed service ended, the one that was created anew under its name was there twice on the page:
+    Prometheus took the first line only, which mostly said that nothing was desired or running."""
+    world = World()
+    await world.found(1)
+    new = service("new", BACK)
+    new.spec.name = "web"
+    new.spec.mode.replicated.replicas = 3
+    await world.commit(Create(service("web", BACK, removing=True)), Create(new), Create(task("t1", "n1", BACK)))
+    lines = page(ManagerCollector(world.store, world.log, "m1", lambda: 1, SchedulingLatency())).decode().splitlines()
+    assert [line for line in lines if line.startswith("swarm_service_tasks_desired{")] == [
+        'swarm_service_tasks_desired{service="web"} 3.0'
+    ]
+    assert 'swarm_service_tasks_running{service="web"} 1.0' in lines
+
+
 async def test_latency_of_each_step_is_counted_once() -> None:
     world = World()
     await world.found(1)
