@@ -63,6 +63,7 @@ class BuildahImages:
         self._standing = asyncio.Lock()
         self._traffic = Traffic()
         self._builds = 0
+        self._tidying = asyncio.Lock()  # what builds left goes as a whole: none may begin meanwhile
 
     def use_registry(self, name: str) -> None:
         """Sets the default registry: where short names belong."""
@@ -232,7 +233,8 @@ class BuildahImages:
         with self._scratch() as scratch:
             id_file = scratch / "id"
             words += ["--iidfile", str(id_file), str(context)]
-            self._builds += 1
+            async with self._tidying:
+                self._builds += 1
             try:
                 said = self._moving(
                     words, subject, BUILD_TIMEOUT, environment=self._buildah.short_names(), explained=explain_build
@@ -248,12 +250,13 @@ class BuildahImages:
 
     async def _remove_unfinished(self, layers: Layers) -> None:
         """What a build that was killed left in the store, with its mounts; not while others are under way."""
-        try:
-            if self._builds or not layers.working_containers():
-                return
-            await self._buildah.run(layers.driver, ["rm", "--all"], "what an unfinished build left")
-        except SwarmError as error:
-            log.warning("%s", error)
+        async with self._tidying:
+            try:
+                if self._builds or not layers.working_containers():
+                    return
+                await self._buildah.run(layers.driver, ["rm", "--all"], "what an unfinished build left")
+            except SwarmError as error:
+                log.warning("%s", error)
 
     def _base_image_options(self) -> list[str]:
         """A build pulls from wherever its instructions say; the certificates serve the default registry among them."""
