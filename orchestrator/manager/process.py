@@ -344,7 +344,7 @@ class Metrics:
 
     def __init__(self, manager: Manager, address: str, token_file: Path | None) -> None:
         self._manager = manager
-        self.latency = SchedulingLatency()
+        self.latency = SchedulingLatency(since=manager._clock.wall())
         self._listener = MetricsListener(
             address,
             self._page,

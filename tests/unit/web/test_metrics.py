@@ -91,3 +91,22 @@ async def test_latency_of_each_step_is_counted_once() -> None:
     assert sample("count", "assigned") == 1
     assert sample("count", "running") == 1
     assert abs((sample("sum", "running") or 0) - 0.4) < 1e-6
+
+
+async def test_tasks_that_the_log_tells_of_once_more_are_not_counted_again() -> None:
+    """Each restart of a manager added the tasks of its journal to the histogram, all with the time until they ran: the graph of
+    how fast tasks are assigned showed a burst of slow ones that never was."""
+    world = World()
+    await world.found(1)
+    _, watch = world.store.watch()
+    await world.commit(Create(task("t1", "n1", state=types.TASK_STATE_ASSIGNED)))
+    world.clock.advance(10)
+    started = world.clock.wall()
+    await world.commit(SetTaskStatus("t1", types.TaskStatus(state=types.TASK_STATE_RUNNING)))
+    await world.commit(Create(task("t2", "n1", state=types.TASK_STATE_ASSIGNED)))
+    events = watch.take()
+    assert events is not None
+    assert events.changes is not None
+    latency = SchedulingLatency(since=started)
+    latency.observe(events.changes)
+    assert [latency.steps[step].buckets()[-1][1] for step in ("assigned", "running")] == [1, 0]
