@@ -87,8 +87,8 @@ def recover(options: OfflineOptions, ids: IdSource) -> dict[str, Any]:
     else:
         with locked(places.pid_file):
             _note(options, member, ids)
-            places.superseded.unlink(missing_ok=True)
             found = recovery.force_new_cluster(places.raft, member, dry_run=False, data_key=data_key(places))
+            places.superseded.unlink(missing_ok=True)  # not before: it must not start with the log that it had
     return {
         "node_id": member.node_id,
         "last_index": found.last_index,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from swarm.clock import SystemClock
-from swarm.errors import FailedPrecondition, InternalError, InvalidArgument
+from swarm.errors import FailedPrecondition, InternalError, InvalidArgument, ResourceExhausted
 from swarm.ids import id_source
 from swarm.v1 import types_pb2 as types
 
@@ -143,6 +143,24 @@ def test_only_a_manager_with_a_log_is_recovered(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="no log"):
         recover(options, id_source())
     assert not places.recovery.exists()
+
+
+def test_a_manager_whose_recovery_failed_does_not_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`swarm recover` of a manager that the swarm went on without, on a full disk: it failed, and the manager was started with
+    the log that it had, ready to lead together with others that were left behind."""
+    places = Places(tmp_path / "state", tmp_path / "run")
+    initialise(InitOptions(places, "192.0.2.1", "m1", 2378, None, "active"), clock=SystemClock(), ids=id_source())
+    places.raft.mkdir()
+    (places.raft / "00.journal").touch()
+    places.superseded.write_text("the swarm was recovered without this manager")
+
+    def full(*_: object, **__: object) -> None:
+        raise ResourceExhausted("the disk is full")
+
+    monkeypatch.setattr(recovery, "force_new_cluster", full)
+    with pytest.raises(ResourceExhausted):
+        recover(OfflineOptions("recover", places, "192.0.2.1", "m1", 2378, False, None), id_source())
+    assert places.superseded.exists()
 
 
 def test_what_is_no_snapshot_is_refused(tmp_path: Path) -> None:
