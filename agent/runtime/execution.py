@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from swarm.errors import DeadlineExceeded, FailedPrecondition, NotFound, SwarmError
+from swarm.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted, SwarmError
 from swarm.process import kill_group, missing_program
 
 from agent.runtime import processes
@@ -54,6 +54,8 @@ async def execute(
         )
     except FileNotFoundError as error:
         raise missing_program(words[0]) from error
+    except RuntimeError as error:  # no thread left to wait for it, for a moment
+        raise ResourceExhausted(f"the program `{words[0]}` could not be started: {error}") from error
     kept = bytearray()
     assert process.stdout is not None
     reading = asyncio.ensure_future(_read(process.stdout, kept))

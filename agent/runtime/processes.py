@@ -134,9 +134,16 @@ def descendants(pid: int) -> list[int]:
     waiting = [pid]
     while waiting and len(found) < 10_000:
         parent = waiting.pop()
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        for children in _of_each_thread(parent):
             with contextlib.suppress(OSError):
                 pids = [int(word) for word in children.read_text().split()]
                 found += pids
                 waiting += pids
     return found
+
+
+def _of_each_thread(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/task").glob("*/children"))
+    except OSError:  # it ended while they were listed
+        return []
