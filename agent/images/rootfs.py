@@ -8,6 +8,7 @@ overlays (its disk is one already), `merged` is a copy.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,8 @@ from agent.images.mounting import OverlayMounter, mount_error
 
 COPY_TIMEOUT = 600.0
 REMOVAL_TIMEOUT = 600.0
+# Says nothing of overlays. Who took it for a no would copy every image for every container, for as long as there are images.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class RootFilesystems:
@@ -130,7 +133,8 @@ def _copy_error(complaint: str, merged: Path) -> SwarmError:
 
 
 async def choose_driver(images: Path, probe: Path) -> str:
-    """overlay where this disk can carry one, else vfs; once images are stored, the driver that stores them."""
+    """overlay where this disk can carry one, else vfs; once images are stored, the driver that stores them. Raises SwarmError
+    where that cannot be told now."""
     for driver in ("overlay", "vfs"):
         if (images / f"{driver}-images").is_dir():
             return driver
@@ -140,7 +144,10 @@ async def choose_driver(images: Path, probe: Path) -> str:
         await asyncio.to_thread(_prepare, place, "")
         (place / "lower").mkdir()
         await OverlayMounter(place).mount(["lower"], place / "upper", place / "work", place / "merged")
-    except (OSError, SwarmError):
+    except (OSError, SwarmError) as error:
+        refusal = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(refusal, OSError) and refusal.errno in _PASSING:
+            raise mount_error(refusal, place) from error
         return "vfs"
     else:
         return "overlay"

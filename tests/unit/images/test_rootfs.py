@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from swarm.errors import InternalError, ResourceExhausted, SwarmError
 
-from agent.images import mounting
+from agent.images import mounting, rootfs
 from agent.images.layers import Layers, Record
-from agent.images.rootfs import RootFilesystems
+from agent.images.rootfs import RootFilesystems, choose_driver
 
 RECORD = Record("ab" * 32, "", frozenset(), ("r/web:1",), "", 0.0)
 
@@ -37,3 +40,26 @@ async def test_directories_however_deep_go_with_their_container(
         assert not (merged / "d").exists()
     await filesystems.unmount("t1")
     assert filesystems.ids() == set()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, ResourceExhausted), (errno.EMFILE, InternalError), (errno.ENOMEM, InternalError)],
+)
+@pytest.mark.parametrize("where", ["_prepare", "mount"])
+async def test_a_host_that_lacks_something_for_a_moment_is_not_taken_for_one_without_overlays(
+    where: str, number: int, kind: type[SwarmError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full when the first image came: from then on each container of the host had a copy of its image, which took
+    seconds and its size, also when there was room again."""
+    monkeypatch.setattr(mounting, "unmount", lambda _: None)
+
+    def refused(*_: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*((rootfs, "_prepare") if where == "_prepare" else (mounting, "_mount_overlay")), refused)
+    with pytest.raises(kind):
+        await choose_driver(tmp_path / "images", tmp_path)
+    number = errno.EINVAL
+    assert await choose_driver(tmp_path / "images", tmp_path) == "vfs"
+    assert list(tmp_path.iterdir()) == []
