@@ -244,10 +244,13 @@ class Manager:
             raise self._failure
 
     def _fail(self, failure: SwarmError) -> None:
-        if isinstance(failure, HistoryCut):  # for good: a majority of those left behind must not form again and again
-            write_atomically(self._options.places.superseded, f"{failure}\n".encode())
         self._failure = failure
         self._stop.set()
+        if isinstance(failure, HistoryCut):  # for good: a majority of those left behind must not form again and again
+            try:
+                write_atomically(self._options.places.superseded, f"{failure}\n".encode())
+            except OSError as error:  # told so again after its next start
+                log.error("that this manager is to stop for good cannot be written down: %s", error)
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
         self._dispatcher.shut_down()

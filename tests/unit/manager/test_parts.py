@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from swarm.errors import AlreadyExists, FailedPrecondition
+from swarm.errors import AlreadyExists, FailedPrecondition, HistoryCut
 from swarm.identity import TlsFiles, TlsMaterial
 from swarm.keys import new_key_and_request
 from swarm.v1 import types_pb2 as types
@@ -156,3 +156,15 @@ def test_wrong_options_end_with_usage(capsys: pytest.CaptureFixture[str]) -> Non
         parse(["run"])
     assert ended.value.code == 2
     assert "--advertise" in capsys.readouterr().err
+
+
+def test_a_manager_that_history_went_on_without_stops_also_on_a_full_disk(tmp_path: Path) -> None:
+    """It could not write down why, and went on for ever as a process that served nobody."""
+    stop = asyncio.Event()
+    places = SimpleNamespace(
+        superseded=tmp_path / "nowhere" / "superseded"
+    )  # as little to be written as on a full disk
+    manager: Any = SimpleNamespace(_options=SimpleNamespace(places=places), _stop=stop, _failure=None)
+    failure = HistoryCut("the swarm was recovered without this manager")
+    process.Manager._fail(manager, failure)
+    assert stop.is_set() and manager._failure is failure
