@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,6 +218,40 @@ def test_its_arguments_are_help_or_refused(arguments: list[str], code: int, word
     dev = Path(__file__).resolve().parents[3] / "dev"
     done = subprocess.run([dev, "quickstart", *arguments], capture_output=True, text=True, timeout=10, check=False)
     assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done
+
+
+@pytest.mark.parametrize("how", ["interrupted", "failed", "done"])
+def test_what_keeps_services_from_starting_goes_with_the_installation(tmp_path: Path, how: str) -> None:
+    """Ctrl-C while packages were installed left /usr/sbin/policy-rc.d behind: no service of the host was started any more when
+    one was installed or updated, and the next `./dev` took the file for the host's own."""
+    policy, told = tmp_path / "policy-rc.d", tmp_path / "told"
+    dev = tmp_path / "dev"
+    dev.write_text(
+        (Path(__file__).resolve().parents[3] / "dev").read_text().replace("/usr/sbin/policy-rc.d", str(policy))
+    )
+    ends = {"interrupted": "sleep 60", "failed": "exit 100", "done": "exit 0"}[how]
+    programs = {
+        "dpkg-query": "exit 1",
+        "id": "echo 0",
+        "apt-get": f'[ "$1" = install ] || exit 0; cp {policy} {told}.new; mv {told}.new {told}; {ends}',
+        "cut": "exit 1",  # the way ends here, where the packages are installed
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    with subprocess.Popen(
+        ["sh", dev, "setup"], env={**os.environ, "PATH": path}, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as program:
+        end = time.monotonic() + 10
+        while not told.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        if how == "interrupted":
+            os.killpg(program.pid, signal.SIGTERM)
+        assert program.wait(10) != 0
+    assert told.read_text() == "#!/bin/sh\nexit 101\n"
+    assert not policy.exists()
 
 
 def test_a_reader_that_leaves_does_not_stop_it() -> None:
