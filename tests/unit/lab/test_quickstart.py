@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,32 @@ def test_what_keeps_services_from_starting_goes_with_the_installation(tmp_path: 
         assert program.wait(10) != 0
     assert told.read_text() == "#!/bin/sh\nexit 101\n"
     assert not policy.exists()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_an_environment_that_was_not_finished_is_made_again(tmp_path: Path, good: bool) -> None:
+    """Ctrl-C while .venv was made left a Python without pip: each later `./dev` ended with "No module named pip" until somebody
+    removed .venv. And where no Python is good enough, "not found" followed upon the sentence that says so."""
+    shutil.copy(Path(__file__).resolve().parents[3] / "dev", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    programs = {
+        tmp_path / ".venv" / "bin" / "python": 'echo "No module named pip"; exit 1',
+        tmp_path / "python": f'[ "$1" = -m ] || exit {0 if good else 1}; echo "made again: $*"; exit 3',
+    }
+    for name in ("python3", "python3.13", "python3.12", "python3.11"):
+        programs[tmp_path / name] = "exit 1"
+    for program, text in programs.items():
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
+    done = subprocess.run(
+        [tmp_path / "dev", "lint"], env=environment, capture_output=True, text=True, timeout=10, check=False
+    )
+    if good:
+        assert (done.stdout, done.returncode) == ("made again: -m venv .venv\n", 3)
+    else:
+        last = done.stderr.splitlines()[-1]
+        assert (last, done.returncode) == ("Error: Python 3.11 or newer with the venv module is needed", 1)
 
 
 def test_a_reader_that_leaves_does_not_stop_it() -> None:
