@@ -157,8 +157,8 @@ async def unreachable(registry: str) -> str:
         return f"{host} did not answer on port {port} within {CONNECT_TIMEOUT:g} s"
     except OSError as error:
         return f"{host} port {port}: {error.strerror or error}"
-    except UnicodeError:  # a part of the name is longer than names may be
-        return f"{host} is not the name of a host"
+    except (UnicodeError, OverflowError):  # a part of the name is longer than names may be, or the number than a port's
+        return f"{host} port {port} is not the address of a host"
     writer.transport.abort()
     return ""
 

@@ -135,7 +135,7 @@ class _Client:
         except urllib.error.HTTPError as error:
             with error:
                 return Answer(error.code, error.headers, b"")
-        except (OSError, http.client.HTTPException, ValueError) as error:  # the last for what is no address or header
+        except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:  # no address, header or port
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, ssl.SSLCertVerificationError) and self._only_cluster:
                 self._only_cluster, self._context = False, None
@@ -186,7 +186,12 @@ class _Client:
         query = {"service": parameters.get("service", "")}
         query["scope"] = parameters.get("scope", f"repository:{self._reference.path}:pull")
         url = f"{realm}{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}"
-        answer = self._fetch("GET", url, {"Authorization": basic} if basic else {})
+        try:
+            answer = self._fetch("GET", url, {"Authorization": basic} if basic else {})
+        except _Unencrypted:
+            raise Unavailable(
+                f"image {self._reference}: the registry's token service does not speak TLS: {realm}"
+            ) from None
         if answer.status in (401, 403):
             raise self._refused()
         with contextlib.suppress(ValueError, AttributeError):

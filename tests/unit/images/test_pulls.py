@@ -185,7 +185,8 @@ def test_where_a_registry_is(registry: str, address: tuple[str, int]) -> None:
 async def test_a_name_that_no_host_can_have_is_told_in_a_sentence() -> None:
     """A task whose image is of such a registry failed because "the node daemon failed unexpectedly"."""
     name = f"{'a' * 64}.example.com"
-    assert await unreachable(name) == f"{name} is not the name of a host"
+    assert await unreachable(name) == f"{name} port 443 is not the address of a host"
+    assert await unreachable("127.0.0.1:99999") == "127.0.0.1 port 99999 is not the address of a host"
 
 
 async def test_a_port_is_tried() -> None:

@@ -57,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, BODY)
         elif self.path.startswith("/v2/odd/"):
             self._send(401, b"", {"WWW-Authenticate": 'Bearer realm="http://[odd/token",service="here"'})
+        elif self.path.startswith("/v2/plain/"):
+            self._send(401, b"", {"WWW-Authenticate": f'Bearer realm="https://{host}/token",service="here"'})
         elif self.path.startswith("/v2/broken/"):
             self._send(503, b"")
         else:
@@ -122,11 +124,18 @@ def test_challenges() -> None:
 
 
 async def test_what_is_no_address_is_told_in_a_sentence(registry: str) -> None:
-    """`service create --image` with a registry whose name is too long, or one that names an odd token service: "the node daemon
-    failed unexpectedly"."""
-    for text in (f"{'a' * 64}.example.com/web:1", f"{registry}/odd:1"):
+    """`service create --image` with a registry whose name or port is too long, or one that names an odd token service: "the
+    node daemon failed unexpectedly"."""
+    for text in (f"{'a' * 64}.example.com/web:1", f"127.0.0.1:{'9' * 20}/web:1", f"{registry}/odd:1"):
         with pytest.raises(Unavailable, match="the registry cannot be reached"):
             await ask(text)
+
+
+async def test_a_token_service_without_tls_is_told_in_a_sentence(registry: str) -> None:
+    """`service create --image` where a registry names its token service by https, which speaks http only: "the node daemon
+    failed unexpectedly"."""
+    with pytest.raises(Unavailable, match=f"token service does not speak TLS: https://{registry}/token"):
+        await ask(f"{registry}/plain:1")
 
 
 @pytest.mark.parametrize("reason", ["PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"])
