@@ -32,6 +32,7 @@ from orchestrator.lab.layout import LabLayout, load
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "compose-examples" / "web"
 BUSYBOX = Path("/bin/busybox")
+PROGRAM = Path(sys.executable).parent / "swarmctl"
 PUBLISHED_PORT = 8080
 REPLICAS = 3
 ANSWER_TIMEOUT = 30.0
@@ -55,8 +56,7 @@ def show(text: str) -> None:
 
 async def swarmctl(*arguments: str, check: bool = True, timeout: float = 180) -> process.Completed:
     """Runs our own `swarmctl`. Raises SwarmError with its sentence where it fails."""
-    program = Path(sys.executable).parent / "swarmctl"
-    done = await process.run([program, *arguments], check=False, timeout=timeout, env=TARGET)
+    done = await process.run([PROGRAM, *arguments], check=False, timeout=timeout, env=TARGET)
     if check and done.exit_code != 0:
         raise SwarmError(f"`swarmctl {' '.join(arguments)}` failed: {done.complaint.removeprefix('Error: ')}")
     return done
@@ -227,34 +227,41 @@ async def main() -> None:
         show("")
     for answer in answers:
         show(f"asked {answer.asked}: {answer.text} ({answer.place.task} on {answer.place.node})")
-    program = Path(sys.executable).parent / "swarmctl"
-    on_path = shutil.which("swarmctl")
-    name = "swarmctl" if on_path else str(program)
+    name = "swarmctl" if shutil.which("swarmctl") else str(PROGRAM)
     show("\nThe lab keeps running. Try:")
     show(f"  {name} service scale web=6")
     show(f"  {name} service logs -f web")
     show(f"  {name} lab kill w1          # pull a host's plug and watch `{name} service ps web`")
     show(f"  curl http://{layout.hosts[0].address}:{PUBLISHED_PORT}/cgi-bin/whoami")
     show(f"  {name} lab down             # remove it all")
-    if not on_path:
-        offer_link(program)
 
 
-def offer_link(program: Path) -> None:
+def offer_link(program: Path, target: Path = Path("/usr/local/bin/swarmctl")) -> None:
     """Asks whether `swarmctl` shall be linked into the PATH; without a terminal only says how."""
-    target = Path("/usr/local/bin/swarmctl")
-    command = f"ln -s {program} {target}"
+    command = f"ln -sf {program} {target}"
     if not sys.stdin.isatty():
         show(f"\nTo have `swarmctl` in your PATH: {command}")
         return
-    if input(f"\nLink swarmctl into {target.parent}? [y/N] ").strip().lower() in ("y", "yes"):
-        target.symlink_to(program)
+    try:
+        answer = input(f"\nLink swarmctl into {target.parent}? [y/N] ")
+    except EOFError:
+        show("")
+        return
+    if answer.strip().lower() in ("y", "yes"):
+        if target.is_symlink() and not target.exists():
+            target.unlink()  # into a checkout that is gone
+        try:
+            target.symlink_to(program)
+        except OSError as error:
+            raise FailedPrecondition(f"{target} cannot be made ({error.strerror}); try `{command}`") from error
         show(f"Linked {target}")
 
 
 if __name__ == "__main__":
     try:
         asyncio.run(main())
+        if not shutil.which("swarmctl"):
+            offer_link(PROGRAM)  # outside of the event loop, which would take the first Ctrl-C for itself
     except SwarmError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -207,6 +207,31 @@ def test_who_holds_a_swarm_is_who_has_a_managers_log(monkeypatch: pytest.MonkeyP
     assert lab.holders(layout) == ["m2"]
 
 
+def test_the_link_of_a_checkout_that_is_gone_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer "y" to the quickstart's last question, and Ctrl-D as well, ended in a traceback."""
+    answers = ["y", "y"]
+
+    def ask(_: str) -> str:
+        if not answers:
+            raise EOFError
+        return answers.pop()
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    target = tmp_path / "swarmctl"
+    target.symlink_to(tmp_path / "gone")
+    quickstart.offer_link(Path(sys.executable), target)
+    assert target.readlink() == Path(sys.executable)
+    with pytest.raises(
+        FailedPrecondition, match=f"{target} cannot be made .File exists.; try `ln -sf {sys.executable}"
+    ):
+        quickstart.offer_link(Path(sys.executable), target)
+    quickstart.offer_link(Path(sys.executable), target)
+    assert f"Linked {target}" in capsys.readouterr().out
+
+
 # -------------------------------------------------------------------------------------------------------- ./dev quickstart
 
 
