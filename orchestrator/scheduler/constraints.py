@@ -15,7 +15,7 @@ from swarm.v1.types_pb2 import NODE_ROLE_MANAGER, Node
 
 from orchestrator.store.tables import node_name
 
-_EXPRESSION = re.compile(r"\s*([A-Za-z][\w.\-/]*)\s*(==|!=)\s*(.*?)\s*")
+_EXPRESSION = re.compile(r"([A-Za-z][\w.\-/]*)\s*(==|!=)(.*)")
 _PLAIN_KEYS = ("node.id", "node.hostname", "node.role", "node.platform.os", "node.platform.arch")
 _LABEL_PREFIXES = ("node.labels.", "engine.labels.")
 
@@ -33,14 +33,14 @@ class Constraint:
 @lru_cache(maxsize=4096)
 def parse_constraint(text: str) -> Constraint:
     """Raises InvalidArgument where `text` is not of the form above."""
-    match = _EXPRESSION.fullmatch(text)
+    match = _EXPRESSION.fullmatch(text.strip())
     if match is None:
         raise InvalidArgument(f'constraint "{text}" is not of the form KEY==VALUE or KEY!=VALUE')
     key, operator, value = match.groups()
     check_key(key)
-    if not value:
+    if not value.strip():
         raise InvalidArgument(f'constraint "{text}" names no value')
-    return Constraint(key, operator == "==", value)
+    return Constraint(key, operator == "==", value.strip())
 
 
 def check_key(key: str) -> None:

@@ -16,6 +16,7 @@ from orchestrator.api.validation.fields import (
     check_labels,
     check_name,
     check_range,
+    check_text,
     first_duplicate,
     refuse,
 )
@@ -27,6 +28,7 @@ MAX_PORTS = 1024
 MAX_NETWORKS = 64
 MAX_ALIASES = 256
 MAX_CONSTRAINTS = 256
+MAX_PREFERENCES = 64  # each is a level of the scheduler's tree
 SMALLEST_MEMORY = 4 << 20  # bytes; less and no container starts (Docker refuses the same)
 SMALLEST_CPU = 1_000_000  # nano CPUs: 0.001
 LARGEST_CPU = 10_000 * 1_000_000_000
@@ -102,6 +104,7 @@ def _check_placement(field: str, placement: types_pb2.Placement) -> None:
             raise refuse(f"{field}.constraints", str(error)) from None
         if constraint.key == "node.role" and constraint.value.casefold() not in ("manager", "worker"):
             raise refuse(f"{field}.constraints", f"{text!r}: a role is manager or worker")
+    check_count(f"{field}.spread", len(placement.spread), MAX_PREFERENCES)
     for key in placement.spread:
         _check_one_line(f"{field}.spread", key)
         try:
@@ -111,7 +114,9 @@ def _check_placement(field: str, placement: types_pb2.Placement) -> None:
 
 
 def _check_one_line(field: str, text: str) -> None:
-    """Sentences about what people wrote repeat it as it is: it must not break or colour a terminal's line."""
+    """Sentences about what people wrote repeat it as it is: it must not break or colour a terminal's line, nor be endless (each
+    task that finds no place says so)."""
+    check_text(field, text)
     if not text.isprintable():
         raise refuse(field, f"{text!r} must not contain line breaks or control characters")
 

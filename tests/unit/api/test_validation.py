@@ -160,6 +160,13 @@ BAD_SERVICES: list[tuple[Spoil, str]] = [
     (setting("task.placement.constraints", ["node.role"]), r"constraints: .* not of the form KEY==VALUE"),
     (setting("task.placement.constraints", ["node.colour == red"]), '"node.colour" is not an attribute'),
     (setting("task.placement.constraints", ["node.role == boss"]), "a role is manager or worker"),
+    # A thousand of them ended the leader's work with a RecursionError, again and again: no service was looked after any more.
+    (setting("task.placement.spread", ["node.id"] * 65), "spread: has 65 entries; at most 64"),
+    # Each task that finds no place repeats it in its status.
+    (
+        setting("task.placement.constraints", [f"node.id == {'a' * 4096}"]),
+        "constraints: has 4107 characters; at most 4096",
+    ),
     (setting("task.placement.spread", ["zone"]), '"zone" is not an attribute'),
     (setting("task.placement.constraints", ["a\n==b"]), r"constraints: 'a\\n==b' must not contain line breaks"),
     (setting("task.placement.spread", ["a\x1b[1m"]), r"spread: 'a\\x1b\[1m' must not contain line breaks"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -201,6 +202,13 @@ def test_constraints(constraint: str, expected: set[str]) -> None:
 def test_malformed_constraints_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_constraint(text)
+
+
+def test_a_constraint_with_many_spaces_is_understood_at_once() -> None:
+    """Reading it took time with the square of the spaces: the leader stood still, and another manager took over."""
+    began = time.process_time()
+    assert parse_constraint(f"  node.labels.zone  ==  a{' ' * 50_000}b ").value == f"a{' ' * 50_000}b"
+    assert time.process_time() - began < 1
 
 
 def test_preferences_spread_over_labels_before_nodes() -> None:
