@@ -20,12 +20,16 @@ from pathlib import Path
 
 from swarm.errors import (
     DeadlineExceeded,
+    InternalError,
     InvalidArgument,
+    ResourceExhausted,
     SwarmError,
+    is_disk_full,
 )
 from swarm.identity import TlsFiles, write_atomically
 from swarm.process import kill_group, missing_program
 
+from agent.disk import MAKE_ROOM
 from agent.images import short_names
 from agent.images.complaints import explain, progress_of, separated
 from agent.images.reference import PUBLIC_REGISTRY, Reference
@@ -55,7 +59,8 @@ class Buildah:
     @property
     def temporary(self) -> Path:
         """A directory on the store's disk for what is under way."""
-        self._temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _as_swarm_error(self._temporary):
+            self._temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self._temporary
 
     def registry_options(self, reference: Reference) -> list[str]:
@@ -67,14 +72,15 @@ class Buildah:
     def _certificates(self) -> Path:
         """The node's certificate under the names that containers tools look for; links, so that a renewal shows at once."""
         directory = self._configuration / "certificates"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         wanted = {"client.cert": self._tls.certificate, "client.key": self._tls.key, "ca.crt": self._tls.ca}
-        for name, target in wanted.items():
-            link = directory / name
-            if not link.is_symlink() or link.readlink() != target:
-                link.unlink(missing_ok=True)
-                with contextlib.suppress(FileExistsError):  # made by another pull
-                    link.symlink_to(target)
+        with _as_swarm_error(directory):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for name, target in wanted.items():
+                link = directory / name
+                if not link.is_symlink() or link.readlink() != target:
+                    link.unlink(missing_ok=True)
+                    with contextlib.suppress(FileExistsError):  # made by another pull
+                        link.symlink_to(target)
         return directory
 
     def policy_options(self) -> list[str]:
@@ -99,8 +105,9 @@ class Buildah:
     def short_names(self) -> dict[str, str]:
         """The environment of a build: what its instructions call by a short name comes from where short names belong."""
         home = self._configuration / "home"
-        texts = self.host_registries()
-        short_names.prepare_home(home, self.default_registry or PUBLIC_REGISTRY, texts, short_names.user_home())
+        with _as_swarm_error(home):
+            texts = self.host_registries()
+            short_names.prepare_home(home, self.default_registry or PUBLIC_REGISTRY, texts, short_names.user_home())
         return {"HOME": str(home)}
 
     @staticmethod
@@ -120,8 +127,9 @@ class Buildah:
         check_auth(auth)
         key = "https://index.docker.io/v1/" if registry == PUBLIC_REGISTRY else registry
         path = self._configuration / f"auth-{uuid.uuid4().hex}.json"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, json.dumps({"auths": {key: {"auth": auth}}}).encode())
+        with _as_swarm_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, json.dumps({"auths": {key: {"auth": auth}}}).encode())
         try:
             yield ["--authfile", str(path)]
         finally:
@@ -159,8 +167,9 @@ class Buildah:
         # its own, so that what it leaves when it is killed can be removed
         temporary = self.temporary / uuid.uuid4().hex
         settings = {"TMPDIR": str(temporary), "BUILDAH_ISOLATION": "chroot", "LC_ALL": "C", **(environment or {})}
-        try:
+        with _as_swarm_error(temporary):
             temporary.mkdir(mode=0o700)
+        try:
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -169,11 +178,14 @@ class Buildah:
                 env={**os.environ, **settings},
                 start_new_session=True,
             )
-        except FileNotFoundError as error:
-            temporary.rmdir()
-            raise missing_program(arguments[0]) from error
-        except OSError as error:
-            raise explain(subject, f"{temporary}: {error.strerror}") from error
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, FileNotFoundError):
+                raise missing_program(arguments[0]) from error
+            if isinstance(error, (OSError, RuntimeError)):  # as in `swarm.process`
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise ResourceExhausted(f"{subject}: the program `buildah` could not be started: {reason}") from error
+            raise
         queue: asyncio.Queue[str | None] = asyncio.Queue(1000)
         complaints: list[str] = []
 
@@ -234,9 +246,21 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
 
 
 def _write_once(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, text.encode())
+    with _as_swarm_error(path):
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, text.encode())
+
+
+@contextlib.contextmanager
+def _as_swarm_error(place: Path) -> Iterator[None]:
+    """Around what buildah needs of ours on a disk."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise ResourceExhausted(f"the disk of {place} is full; {MAKE_ROOM}") from error
+        raise InternalError(f"{place} cannot be made: {error.strerror or error}") from error
 
 
 def check_auth(auth: str) -> tuple[str, str]:
