@@ -34,6 +34,7 @@ from swarm.identity import Role, TlsFiles
 from swarm.ids import id_source
 from swarm.names import ENROLMENT_PORT
 from swarm.process import run
+from swarm.retry import Backoff
 from swarm.servers import RpcServer
 from swarm.tokens import parse_token
 from swarm.v1 import control_pb2 as control
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 30.0  # seconds for a new manager to lead
 READY_TIMEOUT = 30.0  # seconds for the first session
+_BACKOFF = Backoff(first=0.5, maximum=10.0)
 # The membership's own record first: a daemon that is killed meanwhile takes up nothing of which a part is missing.
 _LEFT_BEHIND = ("node.json", "manager", "certificates", "tasks", "containers", "assignments", "network")
 _AVAILABILITY = {
@@ -116,13 +118,20 @@ class Membership:
             log.exception("the node stopped working in the swarm")
 
     async def _drop_out(self) -> None:
-        """The managers removed this node: ends its tasks and forgets the swarm."""
+        """The managers removed this node: ends its tasks and forgets the swarm. Tried again where descriptors or memory are
+        lacking for a moment: nobody else ends what runs here."""
         async with self._changing:
             member = self.member
             if member is None:
                 return
             problem = self.problem
-            await self._forget(member)
+            for wait in _BACKOFF.delays(self._parts.rng):
+                try:
+                    await self._forget(member)
+                    break
+                except OSError as error:
+                    log.error("what is left of the swarm cannot be removed and is tried again: %s", error)
+                    await asyncio.sleep(wait)
             self.problem = problem
 
     # ------------------------------------------------------------------------------------------------------- views

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import shutil
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 from swarm.errors import DeadlineExceeded, FailedPrecondition, NodeRemoved, ResourceExhausted
 from swarm.identity import Role
+from swarm.retry import Backoff
 
 from agent.node import manager_process
 from agent.node.manager_process import ManagerProcess, RunningProcess
@@ -20,6 +23,7 @@ from agent.node.member import Member, NodeParts
 from agent.node.membership import Membership
 from agent.node.options import Options
 from agent.node.record import NodeFile, NodeRecord
+from agent.runtime.interface import ContainerState
 from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
 from tests.unit.agent.manager_program import LOCKED_MANAGER
 
@@ -101,6 +105,30 @@ async def test_a_container_that_cannot_be_removed_does_not_keep_the_others(node:
         while node.membership.member is not None:  # noqa: ASYNC110 – bounded; nothing tells
             await asyncio.sleep(0.01)
     assert list(node.host.runtime.held) == ["t1"]
+
+
+async def test_a_node_that_is_removed_while_nothing_can_be_opened_is_tidied_up_afterwards(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """swarmd had no descriptor left when the managers removed the node: its containers and its manager went on, and the node
+    said that it is removed, until somebody made it leave."""
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    containers = node.host.runtime.containers
+
+    async def refused() -> list[ContainerState]:
+        if failures:
+            raise failures.pop()
+        return await containers()
+
+    await node.running("t1")
+    monkeypatch.setattr("agent.node.membership._BACKOFF", Backoff(first=0.001, maximum=0.001))
+    monkeypatch.setattr(node.host.runtime, "containers", refused)
+    node.removed.set()
+    async with asyncio.timeout(5):
+        while node.membership.member is not None:  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.01)
+    assert not failures and not node.host.runtime.held
+    assert node.membership.local_state().message == "node n1 was removed from the swarm"
 
 
 async def test_a_command_that_is_interrupted_does_not_leave_a_node_half_way(
