@@ -21,6 +21,9 @@ from orchestrator.store import SetTaskStatus, Snapshot, states
 MAXIMUM_PENDING = 100_000  # tasks with a status waiting: about 30 MB
 MAXIMUM_BATCH = 4_000  # statuses that travel together: about 1 MB
 MAXIMUM_BATCH_BYTES = 2 << 20  # where they are unusually long: a message holds 4 MiB
+_AGENTS_STATES = frozenset(  # those before and after are the managers' to say, and a number that is none says nothing
+    state for state in types.TaskState.values() if types.TASK_STATE_ACCEPTED <= state <= types.TASK_STATE_REJECTED
+)
 
 
 @dataclass
@@ -107,7 +110,7 @@ def status_changes(snapshot: Snapshot, batch: StatusBatch) -> list[SetTaskStatus
     changes = []
     for task_id, (node_id, status) in batch.statuses.items():
         task = snapshot.tasks.get(task_id)
-        if task is None or task.node_id != node_id or status.state < types.TASK_STATE_ACCEPTED:
+        if task is None or task.node_id != node_id or status.state not in _AGENTS_STATES:
             continue
         if task.status.state == types.TASK_STATE_ORPHANED:
             news = not task.status.stopped  # its agent came back and says what became of it
