@@ -23,6 +23,9 @@ from swarm.errors import InternalError
 
 from agent.images.interface import Image, ImageConfig, ImageDetails, StoredImage
 
+# The name of an image that people removed while containers stand on it; they do not see it.
+KEPT = "localhost/swarm-kept/"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -34,6 +37,11 @@ class Record:
     names: tuple[str, ...]
     layer: str  # id of the top layer; "" for an image without layers
     created_at: float
+
+    @property
+    def visible_names(self) -> tuple[str, ...]:
+        """Those that people gave it."""
+        return tuple(name for name in self.names if not name.startswith(KEPT))
 
     def has_digest(self, digest: str) -> bool:
         return digest in self.digests or any(name.endswith(f"@{digest}") for name in self.names)
@@ -126,7 +134,7 @@ class Layers:
 
     def _stored(self, record: Record, sizes: dict[str, tuple[str, int]]) -> StoredImage:
         size = self._size(record.layer, sizes)
-        return StoredImage(f"sha256:{record.id}", record.names, record.digest, size, record.created_at)
+        return StoredImage(f"sha256:{record.id}", record.visible_names, record.digest, size, record.created_at)
 
     def parents(self) -> dict[str, str]:
         """Layer → the one under it."""

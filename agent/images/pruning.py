@@ -14,10 +14,8 @@ from contextlib import asynccontextmanager
 
 from swarm.errors import InUse
 
-from agent.images.layers import Record
+from agent.images.layers import KEPT, Record
 
-# The name of an image that people removed while containers stand on it; they do not see it.
-KEPT = "localhost/swarm-kept/"
 WAIT = 30.0  # seconds for what moves to arrive
 
 

@@ -27,8 +27,8 @@ from agent.images import archives, registry
 from agent.images.commands import BUILD_TIMEOUT, PULL_TIMEOUT, RETRY_OPTIONS, Buildah, Explained, check_auth
 from agent.images.complaints import explain, explain_build
 from agent.images.interface import Image, ImageDetails, Pruned, StoredImage
-from agent.images.layers import Layers, Record
-from agent.images.pruning import KEPT, Traffic, unneeded
+from agent.images.layers import KEPT, Layers, Record
+from agent.images.pruning import Traffic, unneeded
 from agent.images.pulls import Pulls, Step, Tell, goes_elsewhere, unreachable, watched
 from agent.images.reference import Reference, image_id, parse
 from agent.images.rootfs import RootFilesystems, choose_driver
@@ -123,7 +123,7 @@ class BuildahImages:
         layers, filesystems = await self._open()
         await filesystems.unmount(container_id)
         for record in layers.records():
-            if record.names and all(name.startswith(KEPT) for name in record.names):
+            if record.names and not record.visible_names:
                 await self._remove_kept(layers, filesystems, record)
 
     async def _remove_kept(self, layers: Layers, filesystems: RootFilesystems, record: Record) -> None:
@@ -269,7 +269,7 @@ class BuildahImages:
 
     async def images(self) -> list[StoredImage]:
         layers, _ = await self._open()
-        return [image for image in layers.stored() if image.names and not image.names[0].startswith(KEPT)]
+        return [image for image in layers.stored() if image.names]  # the others are steps of builds, or kept
 
     async def inspect(self, reference: str) -> ImageDetails:
         """See `ImageStore`."""
@@ -307,7 +307,7 @@ class BuildahImages:
         async with self._standing:
             record, names = self._names_to_remove(layers, reference, force)
             users = filesystems.image_users().get(record.id, set())
-            last = {name for name in record.names if not name.startswith(KEPT)} <= set(names)
+            last = set(record.visible_names) <= set(names)
             if users and last and not force:
                 count = "1 container" if len(users) == 1 else f"{len(users)} containers"
                 raise InUse(
@@ -347,20 +347,21 @@ class BuildahImages:
     def _names_to_remove(self, layers: Layers, reference: str, force: bool) -> tuple[Record, list[str]]:
         record = _by_id(layers, reference)
         if record is not None:
-            if len(record.names) > 1 and not force:
+            names = list(record.visible_names)
+            if len(names) > 1 and not force:
                 raise InUse(
-                    f"image {reference} has several names: {', '.join(record.names)}; remove them by name, or use --force"
+                    f"image {reference} has several names: {', '.join(names)}; remove them by name, or use --force"
                 )
-            return record, [name for name in record.names if not name.startswith(KEPT)]
+            return record, names
         wanted = self._reference(reference)
         record = _find(layers, wanted)
         if record is None:
             raise _unknown(wanted)
         # where only names by digest would be left, nobody means the image by a name any more
         names = [wanted.pullable]
-        left = [name for name in record.names if name not in names]
+        left = [name for name in record.visible_names if name not in names]
         if all(name.startswith(f"{wanted.name}@") for name in left):
-            names = list(record.names)
+            names = list(record.visible_names)
         return record, names
 
     async def import_archive(self, archive: Path, reference: str, changes: list[str]) -> str:
@@ -451,7 +452,7 @@ def _by_id(layers: Layers, text: str) -> Record | None:
     """The image, where `text` is the id of one or the beginning of it. Raises NotFound where it can be nothing else."""
     beginning = image_id(text)
     record = layers.by_id(beginning) if beginning else None
-    if record is not None and not (record.names and all(name.startswith(KEPT) for name in record.names)):
+    if record is not None and (record.visible_names or not record.names):
         return record
     if beginning and (text != beginning or len(beginning) == _ID_LENGTH):
         raise NotFound(f"no image on this node has the id {text}; `swarmctl image ls` shows what is")

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from swarm.errors import InUse
 
-from agent.images.layers import Record
-from agent.images.pruning import KEPT, Traffic, unneeded
+from agent.images.layers import KEPT, Record
+from agent.images.pruning import Traffic, unneeded
 
 
 def record(image_id: str, *names: str, layer: str = "") -> Record:

@@ -26,8 +26,9 @@ from swarm.errors import (
 from agent.images import archives, mounting
 from agent.images.commands import check_auth
 from agent.images.complaints import explain
-from agent.images.layers import Layers, parse_configuration
-from agent.images.store import _instructions
+from agent.images.layers import KEPT, Layers, parse_configuration
+from agent.images.rootfs import RootFilesystems
+from agent.images.store import BuildahImages, _instructions
 
 IMAGE = "ab" * 32
 LIST, MANIFEST = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -107,6 +108,31 @@ def test_a_store_that_changed_is_read_again(tmp_path: Path) -> None:
     assert layers.by_name("reg/web:1") is not None
     fill(tmp_path, ["reg/web:2"])
     assert layers.by_name("reg/web:1") is None and layers.by_name("reg/web:2") is not None
+
+
+async def test_the_name_that_keeps_a_removed_image_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image was removed by force under a container, and pulled again: `image ls` showed a name that nobody had given it, for
+    ever, and `image rm ID` refused to remove an image of "several names"."""
+    kept = f"{KEPT}{IMAGE}:latest"
+    fill(tmp_path, ["reg/web:1", kept])
+    layers = Layers(tmp_path, "overlay")
+    images = BuildahImages(tmp_path / "state", tmp_path / "run", tmp_path)
+    images._store = layers, RootFilesystems(tmp_path / "rootfs", layers)
+    ran: list[list[str]] = []
+
+    async def run(driver: str, words: list[str], subject: str) -> str:
+        ran.append(words)
+        return ""
+
+    monkeypatch.setattr(images._buildah, "run", run)
+    assert [image.names for image in await images.images()] == [("reg/web:1",)]
+    assert (await images.inspect(IMAGE)).image.names == ("reg/web:1",)
+    assert await images.remove(IMAGE, force=False) == f"sha256:{IMAGE}"
+    assert ran == [["rmi", "--force", IMAGE]]
+    fill(tmp_path, [kept])
+    assert await images.images() == []
+    with pytest.raises(NotFound):
+        await images.inspect(IMAGE)
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
