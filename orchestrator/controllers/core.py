@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from swarm.v1.types_pb2 import Node, Service, ServiceRevision, Task
+from swarm.v1.types_pb2 import Cluster, ClusterSpec, Node, Service, ServiceRevision, Task
 
 from orchestrator import allocator, scheduler
 from orchestrator.controllers.losses import ReplacementBudget
@@ -67,7 +67,7 @@ class ControlCore:
                 self._networks = True
             elif change.kind is Kind.NODE and _matters(change):
                 self._touch_node(snapshot, change.id)
-            elif change.kind is Kind.CLUSTER and change.old is None:
+            elif change.kind is Kind.CLUSTER and _settings(change.old) != _settings(change.new):
                 self.touch_all(snapshot)
 
     def _touch_node(self, snapshot: Snapshot, node_id: str) -> None:
@@ -140,6 +140,11 @@ def _remember(wakes: dict[str, float], key: str, at: float | None) -> None:
 def _matters(change: ObjectChange) -> bool:
     """Whether a change of a node can change a decision: its state, availability, role, labels or platform moved."""
     return _traits(change.old) != _traits(change.new)
+
+
+def _settings(obj: object) -> ClusterSpec | None:
+    """What the cluster's users chose: how much history is kept, the pools of subnets."""
+    return obj.spec if isinstance(obj, Cluster) else None
 
 
 def _traits(obj: object) -> Sequence[object] | None:

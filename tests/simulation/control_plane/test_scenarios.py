@@ -30,6 +30,7 @@ from swarm.v1.types_pb2 import (
     UPDATE_STATE_PAUSED,
     UPDATE_STATE_ROLLBACK_COMPLETED,
     UPDATE_STATE_UPDATING,
+    Cluster,
     Network,
     NetworkSpec,
     ServiceSpec,
@@ -38,7 +39,7 @@ from swarm.v1.types_pb2 import (
 
 from orchestrator.allocator import ports
 from orchestrator.api.networks import remove_network
-from orchestrator.store import Create, Kind, Remove
+from orchestrator.store import Create, Kind, Remove, Update, copy_of
 from tests.simulation.control_plane.world import World, service_spec
 
 
@@ -278,6 +279,33 @@ def test_a_crash_is_restarted_at_once_and_a_crash_loop_backs_off() -> None:
     assert newest.consecutive_failures >= 7
     finished = [task for task in times if task is not None and task.status.state == TASK_STATE_FAILED]
     assert len(finished) <= 4, "the history is bounded: 3, and the current one"
+
+
+def test_what_is_set_for_the_cluster_counts_at_once() -> None:
+    """After `swarm update --task-history-limit 1` the ended tasks of a service stayed until something else happened to it, and
+    a network that found no room in the pools got no subnet when there was one more pool."""
+    world = World(27)
+    web = world.create_service("web", service_spec(1))
+    world.run(10)
+    for _ in range(3):
+        for agent in world.agents.values():
+            for task_id in sorted(agent.running):
+                world.container_ends(agent, task_id)
+        world.run(10)
+    assert len(world.tasks(web)) == 4
+    cluster = copy_of(world.snapshot.cluster or Cluster())
+    cluster.spec.address_pools.append("10.0.0.0/19")
+    world.commit("api", [Update(cluster)])
+    late = world.create_network("late")
+    world.run(1)
+    assert not world.snapshot.networks[late].subnet
+    cluster = copy_of(world.snapshot.cluster or Cluster())
+    cluster.spec.task_history_limit = 1
+    cluster.spec.address_pools.append("10.1.0.0/16")
+    world.commit("api", [Update(cluster)])
+    world.run(1)
+    assert len(world.tasks(web)) == 2
+    assert world.snapshot.networks[late].subnet == "10.1.0.0/20"
 
 
 def test_restarts_end_after_the_maximum_of_attempts_whoever_leads() -> None:
