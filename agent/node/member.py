@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from swarm.cancellation import raise_if_cancelled
+from swarm.cancellation import carried_through, raise_if_cancelled
 from swarm.clock import Clock
 from swarm.errors import FailedPrecondition, ResourceExhausted, SwarmError, Unauthenticated
 from swarm.identity import Peer, Role, TlsFiles
@@ -154,7 +154,8 @@ class Member:
         """No session without the boot counter on the disk. Where that is full there will be room again; containers go on."""
         for wait in _BACKOFF.delays(self._parts.rng):
             try:
-                await asyncio.to_thread(self._file.write, self.record)
+                # To its end also where the membership ends meanwhile: else the file came back after that.
+                await carried_through(asyncio.to_thread(self._file.write, self.record))
                 break
             except ResourceExhausted as error:
                 raise_if_cancelled()

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -227,3 +228,27 @@ async def test_a_daemon_that_is_killed_while_it_forgets_a_swarm_is_no_member_of_
     with pytest.raises(RuntimeError, match="killed"):
         await node.membership.wipe()
     assert file.load() is None
+
+
+async def test_a_record_that_is_just_written_does_not_come_back_after_the_membership(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`swarmctl swarm leave --force` right after swarmd's start, on a slow disk: once swarmd was started again it was a member
+    of the swarm that it had left, without a certificate."""
+    write, writing, written = NodeFile.write, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(file: NodeFile, record: NodeRecord) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        written.wait(10)
+        write(file, record)
+
+    monkeypatch.setattr(NodeFile, "write", slow)
+    node.begin()
+    await writing.wait()
+    leaving = asyncio.create_task(node.membership.leave(True))
+    await asyncio.wait({leaving}, timeout=0.5)
+    written.set()
+    await leaving
+    await loop.shutdown_default_executor()
+    assert not (node.options.state / "node.json").exists()
