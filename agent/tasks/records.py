@@ -11,6 +11,7 @@ renamed into place: it may be the only witness that a job has finished.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from agent.tasks.settings import HealthCheck
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+_MOMENTARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class TaskRecords:
         (self._directory / task_id).unlink(missing_ok=True)
 
     def load(self) -> dict[str, TaskRecord]:
-        """All records; one that cannot be read is logged and left out, its task is then treated as new."""
+        """All records; one that is damaged is logged and left out, its task is then treated as new. Raises OSError where the
+        host lacks descriptors or memory for a moment: a new task would begin by removing the container that runs."""
         found: dict[str, TaskRecord] = {}
         for path in sorted(self._directory.iterdir()):
             if path.name.startswith("."):
@@ -102,6 +105,8 @@ class TaskRecords:
             try:
                 record = _decode(json.loads(path.read_bytes().partition(b"\n")[0]))
             except (OSError, ValueError, KeyError, TypeError) as error:
+                if isinstance(error, OSError) and error.errno in _MOMENTARY:
+                    raise
                 log.error("the record %s cannot be read and is ignored: %s", path, error)
                 continue
             found[record.task_id] = record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import subprocess
@@ -91,6 +92,22 @@ def test_a_task_record_gives_back_what_was_written(tmp_path: Path) -> None:
     assert records.load() == {"t1": replace(record, stop_signal=9)}
     records.remove("t1")
     assert records.load() == {}
+
+
+def test_a_record_is_not_left_out_for_lack_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """swarmd was started on a host that was short of memory for a moment: it took tasks that ran for new ones, ended their
+    containers, and started them once more."""
+    records = TaskRecords(tmp_path)
+    status = next_status(types.TaskStatus(), Report(types.TASK_STATE_RUNNING, "running", pid=7), 1000.5, "t1")
+    records.write(TaskRecord("t1", status))
+
+    def refused(_: Path) -> bytes:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as short, pytest.raises(OSError, match="memory"):
+        short.setattr(Path, "read_bytes", refused)
+        records.load()
+    assert list(records.load()) == ["t1"]
 
 
 def test_a_shorter_record_after_a_longer_one_is_read_alone(tmp_path: Path) -> None:
