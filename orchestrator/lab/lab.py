@@ -62,10 +62,10 @@ async def up(name: str, managers: int, workers: int, say: Say, *, log_level: str
             )
         layout.save()  # also of one that is there: after a reboot only the copy beside the disks is left
         await wiring.wire_switch(layout)
-    say("Starting the hosts' daemons")
-    async with errors_ungrouped(), asyncio.TaskGroup() as group:
-        for host in layout.hosts:
-            group.create_task(_power_on(layout, host, log_level))
+        say("Starting the hosts' daemons")
+        async with errors_ungrouped(), asyncio.TaskGroup() as group:
+            for host in layout.hosts:
+                group.create_task(_power_on(layout, host, log_level))
     await form_swarm(layout, say)
     say("Waiting until every host is ready")
     await wait_ready(layout, {host.name for host in layout.hosts})
@@ -186,6 +186,10 @@ async def kill(layout: LabLayout, host: LabHost) -> None:
 
 async def start(layout: LabLayout, host: LabHost) -> None:
     """Boots a host that was killed, or starts its daemon again."""
+    if not wiring.namespace_exists(layout.switch_namespace):
+        raise FailedPrecondition(
+            f"lab {layout.name!r} was not started since this machine was; start all of it with `{labs.up_command(layout.name)}`"
+        )
     await _power_on(layout, host)
 
 
