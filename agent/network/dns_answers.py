@@ -19,6 +19,10 @@ PLAIN_UDP_BYTES = 512  # RFC 1035: what a client takes that announces no size
 MAX_QUERY_BYTES = 4096
 HEADER_BYTES = 12
 MAX_UDP_BYTES = 1232  # what fits into any path without fragments (DNS flag day 2020)
+ADDRESS_BYTES = 16  # of one address in an answer
+# More make an answer longer than DNS can send (64 KiB); over UDP, than is sent whatever else is in it.
+MAX_ADDRESSES = 4000
+MAX_UDP_ADDRESSES = MAX_UDP_BYTES // ADDRESS_BYTES + 1
 REVERSE_SUFFIX = ".in-addr.arpa"
 
 
@@ -95,7 +99,8 @@ def answer(query: bytes, networks: Sequence[NetworkNames], rng: random.Random, *
         if addresses is None:
             return None
         if kind in ("A", "ANY"):
-            for one in rng.sample(list(addresses), len(addresses)):
+            limit = MAX_ADDRESSES if stream else MAX_UDP_ADDRESSES
+            for one in rng.sample(list(addresses), min(len(addresses), limit)):
                 reply.add_answer(RR(request.q.qname, QTYPE.A, ttl=TIME_TO_LIVE, rdata=A(one)))
     return _pack(request, reply, stream=stream)
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from swarm.v1 import types_pb2 as types
 
 from agent.network.dns_answers import (
+    MAX_ADDRESSES,
     MAX_QUERY_BYTES,
+    MAX_UDP_ADDRESSES,
     NetworkNames,
     answer,
     failure,
@@ -121,6 +123,22 @@ def test_long_answers_are_cut_to_what_the_client_takes() -> None:
     assert [record.rtype for record in announced.ar] == [QTYPE.OPT]
     whole = _ask("web", addresses=200, stream=True)
     assert whole is not None and len(whole.rr) == 200
+
+
+def test_an_answer_is_never_longer_than_dns_can_send() -> None:
+    """`tasks.web` of a service with more than 4,094 tasks: the resolver said that there are more addresses than UDP holds, and
+    closed the connection over which a client asked for all of them. Besides, each such question held up all others for long."""
+    name = "a" * 63 + ".b"
+    network = NetworkNames(
+        "n", ipaddress.IPv4Network("10.0.0.0/8"), {name: [f"10.0.{n // 250}.{n % 250}" for n in range(5000)]}
+    )
+    query = bytes(DNSRecord.question(name).pack())
+    whole = answer(query, [network], random.Random(1), stream=True)
+    assert whole is not None and len(whole) < 1 << 16
+    assert len({str(record.rdata) for record in DNSRecord.parse(whole).rr}) == MAX_ADDRESSES
+    for addresses in (MAX_UDP_ADDRESSES - 1, MAX_UDP_ADDRESSES, 250):
+        cut = _ask("web", addresses=addresses, size=1232)
+        assert cut is not None and cut.header.tc
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"x", b"\0" * 12, b"\xff" * 40])
