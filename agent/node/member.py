@@ -373,10 +373,13 @@ class Member:
             await self._drain_tasks()
             self._leaving = True
             await self.tasks.remove_all(LEAVE_TIMEOUT)
+            await self._last_statuses()
         except BaseException:
             self._leaving = False
             self.session.leave(False)
             raise
+
+    async def _last_statuses(self) -> None:
         try:
             async with asyncio.timeout(REPORT_TIMEOUT):
                 while self.session.unacknowledged and self.session.connected_to:  # noqa: ASYNC110 – rare and bounded

@@ -15,6 +15,7 @@ from agent.node.manager_process import READY_TIMEOUT, STOP_TIMEOUT
 from agent.node.member import DRAIN_TIMEOUT, LEAVE_TIMEOUT, REPORT_TIMEOUT, Member, NodeParts
 from agent.node.options import parse
 from agent.node.record import NodeFile, NodeRecord
+from agent.session.client import SessionClient
 from agent.session.mirror import Mirror
 from orchestrator.cli.commands import swarm as commands
 from tests.unit.agent.fakes import FakeHost, assignments, make_revision, make_task, mirror_of
@@ -95,6 +96,20 @@ async def test_assignments_that_are_read_from_the_disk_while_the_node_leaves_bri
     finally:
         read.set()
         await member.tasks.close()
+
+
+async def test_a_node_that_stays_after_all_takes_tasks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at `swarmctl swarm leave` while the managers had not confirmed how the tasks ended: the node stayed, and was down
+    and deaf to what it was assigned until swarmd was restarted."""
+    member = member_of(FakeHost(tmp_path), tmp_path)
+    monkeypatch.setattr(SessionClient, "unacknowledged", 1)
+    member.session.connected_to = "10.0.0.1:2378"
+    leaving = asyncio.create_task(member.stop_tasks())
+    await asyncio.wait({leaving}, timeout=0.1)
+    assert member._leaving
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert not member._leaving and not member.session._leaving
 
 
 def test_whoever_asks_a_node_to_leave_waits_until_it_has_or_says_why_not() -> None:
