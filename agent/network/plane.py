@@ -167,9 +167,12 @@ class LinuxDataPlane:
     async def apply(self, view: NetworkView) -> None:
         """Puts the view in force. Of several that wait only the last is put in force; all return then."""
         self._view = view
+        await self._apply_newest()
+
+    async def _apply_newest(self) -> None:
         async with self._applying:
             newest = self._view
-            if newest is self._in_force:
+            if newest is None or newest is self._in_force:
                 return
             self._in_force = None
             with _as_swarm_error("the networks of this host cannot be programmed"):
@@ -319,7 +322,7 @@ class LinuxDataPlane:
             async with self._shaping:
                 missing = not network_ids <= self._overlays.keys()
             if missing:
-                await self.apply(view)
+                await self._apply_newest()  # which may be another one by now
 
     async def _build(self, wiring: Wiring, sysctls: dict[str, str]) -> None:
         task_id = wiring.task_id

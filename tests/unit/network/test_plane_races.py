@@ -86,6 +86,28 @@ async def test_a_task_is_attached_only_once_its_network_is_back(
     assert kernel.built_on == [{INGRESS.vni, BACKEND.vni}]
 
 
+async def test_a_task_that_waits_for_its_network_does_not_bring_back_an_older_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view could not be put in force while a task was to be attached. When a newer one was tried then, the task put the older
+    one back: ports and virtual IPs led to tasks that were gone, until anything else changed."""
+    kernel = Kernel()
+    plane = plane_on(kernel, tmp_path, monkeypatch)
+    older = view(overlay(BACKEND))
+    newer = view(overlay(BACKEND, service(BACKEND, "web", "10.0.16.9")))
+    with monkeypatch.context() as lacking:
+        lacking.setattr(host_kernel, "carry_out", refused)
+        with pytest.raises(InternalError):
+            await plane.apply(older)
+    async with plane._shaping:  # others are attached
+        attaching = asyncio.create_task(plane.attach("t1", (ATTACHMENT,), hostname="t1"))
+        await asyncio.sleep(0)
+        applying = asyncio.create_task(plane.apply(newer))
+        await asyncio.sleep(0)
+    await asyncio.gather(attaching, applying)
+    assert plane._in_force is newer and kernel.built_on == [{BACKEND.vni}]
+
+
 async def test_a_record_that_cannot_be_written_leaves_nothing_of_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
