@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from swarm.cancellation import carried_through, raise_if_cancelled
 from swarm.clock import Clock
-from swarm.errors import FailedPrecondition, ResourceExhausted, SwarmError, Unauthenticated
+from swarm.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, SwarmError, Unauthenticated
 from swarm.identity import Peer, Role, TlsFiles
 from swarm.names import CLUSTER_PORT
 from swarm.renewal import Renewal
@@ -366,18 +366,27 @@ class Member:
 
     # ------------------------------------------------------------------------------------------------------ leaving
 
-    async def stop_tasks(self) -> None:
-        """Ends and removes all tasks, and lets the managers hear of it. Raises DeadlineExceeded: then the node stays."""
+    async def stop_tasks(self, *, force: bool = False) -> None:
+        """Ends and removes all tasks, and lets the managers hear of it. Raises DeadlineExceeded, where it is not by force: then
+        the node stays."""
         self.session.leave()
         try:
             await self._drain_tasks()
             self._leaving = True
-            await self.tasks.remove_all(LEAVE_TIMEOUT)
+            await self._remove_tasks(force)
             await self._last_statuses()
         except BaseException:
             self._leaving = False
             self.session.leave(False)
             raise
+
+    async def _remove_tasks(self, force: bool) -> None:
+        try:
+            await self.tasks.remove_all(LEAVE_TIMEOUT)
+        except DeadlineExceeded:
+            if not force:
+                raise
+            log.warning("leaving although not all tasks have ended")
 
     async def _last_statuses(self) -> None:
         try:

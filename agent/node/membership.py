@@ -365,12 +365,7 @@ class Membership:
         async with self.change("leaving the swarm"):
             if self._is_manager(member, force=force):
                 await leave_managers(member, force=force)
-            try:
-                await self._stop_tasks(member)
-            except DeadlineExceeded:
-                if not force:
-                    raise
-                log.warning("leaving although not all tasks have ended")
+            await self._stop_tasks(member, force=force)
             await carried_through(self._forget(member))  # whoever asked for it may be gone
         return self.local_state()
 
@@ -389,11 +384,11 @@ class Membership:
             log.warning("leaving although it is not known whether this node is a manager: %s", error)
             return False
 
-    async def _stop_tasks(self, member: Member) -> None:
+    async def _stop_tasks(self, member: Member, *, force: bool) -> None:
         """For as long as the membership is at work. Where it ends meanwhile, as when the managers remove the node, nobody stops
         tasks any more: those that are left end with it."""
         assert self._running is not None
-        stopping = asyncio.create_task(member.stop_tasks())
+        stopping = asyncio.create_task(member.stop_tasks(force=force))
         try:
             await asyncio.wait({stopping, self._running}, return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():

@@ -252,3 +252,20 @@ async def test_a_record_that_is_just_written_does_not_come_back_after_the_member
     await leaving
     await loop.shutdown_default_executor()
     assert not (node.options.state / "node.json").exists()
+
+
+async def test_a_node_that_leaves_by_force_does_not_come_back_for_a_moment(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task did not end: while the manager of that host was being stopped, up to ten seconds, the node said that it stays
+    after all, and was given new tasks, which ended with it unnoticed."""
+    monkeypatch.setattr("agent.node.member.LEAVE_TIMEOUT", 0.05)
+    node.host.runtime.obeys = False
+    member = await node.running("t1")
+    said: list[bool] = []
+    monkeypatch.setattr(member.session, "leave", lambda leaving=True: said.append(leaving))
+    with pytest.raises(DeadlineExceeded, match="have not ended"):
+        await node.membership.leave(False)
+    assert said == [True, False]
+    await node.membership.leave(True)
+    assert said == [True, False, True] and not node.host.runtime.held
