@@ -77,12 +77,12 @@ def publish(
 
 
 def _host_mode_ports(snapshot: Snapshot, service: Service) -> set[PortKey]:
-    """What other services publish in host mode, on whichever nodes."""
+    """What other services publish in host mode, on whichever nodes: by a number of their own, or by one that was chosen."""
     return {
         port_key(port)
         for other in snapshot.services
         if other.id != service.id and not other.removing
-        for port in other.spec.ports
+        for port in (*other.spec.ports, *other.published_ports)
         if port.published_port and not is_ingress(port)
     }
 

@@ -181,7 +181,9 @@ def check_published_ports(snapshot: Snapshot, spec: types_pb2.ServiceSpec, *, se
 
 def _host_mode_holder(snapshot: Snapshot, key: PortKey, service_id: str) -> types_pb2.Service | None:
     for service in snapshot.services:
-        if service.id != service_id and not service.removing and key in _host_ports(service.spec.ports):
+        if service.id == service_id or service.removing:
+            continue
+        if key in _host_ports(service.spec.ports) or key in _host_ports(service.published_ports):  # as asked, as chosen
             return service
     return None
 

@@ -179,6 +179,17 @@ def test_a_chosen_port_is_none_that_another_service_has_in_host_mode() -> None:
     assert [port.published_port for port in snap.services["web"].published_ports] == [32_767]
 
 
+def test_a_chosen_port_is_none_that_was_chosen_for_another_service_in_host_mode() -> None:
+    """After a change of leader the same number was chosen for a port of the mesh, which then answered on the hosts in place of
+    the tasks that had it there."""
+    open_port = PortConfig(target_port=80, mode=PUBLISH_MODE_HOST)
+    snap, _ = allocate(snapshot(*BASE, *service("api", open_port)))
+    snap = snap.with_changes([Create(obj) for obj in service("web", PortConfig(target_port=80))])
+    snap = snap.with_changes(step(snap, ["web"], 5.0, Rotation()).changes)
+    chosen = [port.published_port for name in ("api", "web") for port in snap.services[name].published_ports]
+    assert chosen == [30_000, 30_001]
+
+
 def test_a_chosen_port_is_none_of_the_swarms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(FIRST_PORT <= number <= LAST_PORT for _, number in SWARM_PORTS)
     monkeypatch.setattr(ports, "FIRST_PORT", 2377)

@@ -148,6 +148,18 @@ async def test_an_ingress_port_cannot_be_one_that_tasks_have_on_their_hosts(api:
         await create(api, mesh)
 
 
+async def test_nor_one_that_was_chosen_for_them(api: Api) -> None:
+    """It was accepted, and the mesh then took the port away from the tasks that answered at it on their hosts."""
+    on_host, mesh = web("agent"), web("web")
+    on_host.ports.add(target_port=80, mode=types_pb2.PUBLISH_MODE_HOST)
+    chosen = copy_of((await create(api, on_host)).service)
+    chosen.published_ports.add(target_port=80, published_port=30_000, mode=types_pb2.PUBLISH_MODE_HOST)
+    await api.transactions.commit([Update(chosen)])
+    mesh.ports.add(target_port=8080, published_port=30_000)
+    with pytest.raises(AlreadyExists, match='port 30000/tcp is already published by service "agent"'):
+        await create(api, mesh)
+
+
 async def test_an_image_that_does_not_exist_is_an_error_and_leaves_nothing(api: Api) -> None:
     api.images["reg.example:5000/nix"] = NotFound("404")
     with pytest.raises(NotFound, match=r"was not found in the registry reg.example:5000"):
