@@ -252,12 +252,15 @@ class Resolver:
             log.warning("what there is to answer cannot be kept: %s", error)
 
     async def restore(self) -> None:
-        """Takes up what an earlier process kept."""
+        """Takes up what an earlier process kept. What another version wrote may be anything: the agent tells it all again."""
         try:
             state = json.loads((self._run_dir / STATE).read_text())
-        except (FileNotFoundError, ValueError):
+            failed = await self.update({"networks": state["networks"], "containers": state["containers"]})
+        except FileNotFoundError:
             return
-        failed = await self.update({"networks": state.get("networks", {}), "containers": state.get("containers", {})})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("what an earlier resolver kept cannot be understood: %r", error)
+            return
         for container_id, reason in failed.items():
             log.info("container %s is not served: %s", container_id, reason)
 

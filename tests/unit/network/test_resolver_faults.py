@@ -44,6 +44,22 @@ async def test_a_resolver_whose_state_cannot_be_kept_answers_all_the_same(
         await each.close()
 
 
+@pytest.mark.parametrize(
+    "state",
+    ["{", "[]", '{"networks": {"n": {"title": "x"}}, "containers": {}}', '{"networks": [], "containers": {"t": 5}}'],
+)
+async def test_what_another_version_of_the_resolver_kept_does_not_keep_it_from_starting(
+    state: str, tmp_path: Path
+) -> None:
+    """A host was upgraded to a version whose resolver keeps other things: it ended as often as it was started, and no container
+    resolved a name."""
+    (tmp_path / "resolver.json").write_text(state)
+    resolver = Resolver(tmp_path, tmp_path / "resolv.conf", random.Random(1))
+    await resolver.restore()
+    assert await resolver.update({"complete": ["networks", "containers"]}) == {}
+    await resolver.close()
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
 async def test_a_resolver_that_swarmd_cannot_talk_to_for_lack_of_descriptors_goes_on(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
