@@ -209,15 +209,16 @@ async def _exclusively() -> AsyncIterator[None]:
     RUN_ROOT.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(RUN_ROOT / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        async with asyncio.timeout(LOCK_TIMEOUT):
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(0.1)
+        try:
+            async with asyncio.timeout(LOCK_TIMEOUT):
+                while True:
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise DeadlineExceeded("another lab is being built or removed on this machine; try again") from None
         yield
-    except TimeoutError:
-        raise DeadlineExceeded("another lab is being built or removed on this machine; try again") from None
     finally:
         os.close(descriptor)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import shutil
 from pathlib import Path
 
 import pytest
 from swarm import labs
-from swarm.errors import FailedPrecondition, InvalidArgument
+from swarm.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 
 from agent.node import options
 from orchestrator.lab import lab, layout, wiring
@@ -101,3 +102,15 @@ async def test_to_remove_a_lab_that_is_not_there_says_so(tmp_path: Path) -> None
     await lab.down("t-nowhere", said.append)
     words = "There is no lab 't-nowhere' on this machine"
     assert said == [words, f"{words}; there is other"]
+
+
+async def test_only_who_waits_for_another_lab_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever took too long while a lab was built or removed (a file server's ETIMEDOUT is a TimeoutError too) was called
+    "another lab is being built or removed on this machine; try again"."""
+    monkeypatch.setattr(lab, "LOCK_TIMEOUT", 0.2)
+    with pytest.raises(TimeoutError, match="the disk does not answer"):
+        async with lab._exclusively():
+            with pytest.raises(DeadlineExceeded, match="another lab is being built"):
+                async with lab._exclusively():
+                    pass
+            raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
