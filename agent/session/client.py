@@ -164,7 +164,7 @@ class SessionClient:
                 log.error("manager %s ended the session: %s", address, ended)
                 return CONFLICT_PAUSE
             log.info("manager %s ended the session: %s", address, ended)
-        except SwarmError as error:
+        except (SwarmError, OSError) as error:  # an OSError: this host lacks descriptors or memory for a moment
             self.problem = str(error)
             log.info("no session with manager %s: %s", address, error)
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -133,6 +135,30 @@ async def test_hello_names_the_boot_and_what_was_seen(tmp_path: Path) -> None:
 
     async with session(tmp_path, [script]) as (_, _, (manager,)):
         await finished(manager)
+
+
+async def test_a_session_is_opened_once_the_host_has_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session ended while swarmd had no descriptor left to look up what it says of its host: the node daemon failed
+    unexpectedly, and the node was down until swarmd was restarted."""
+    failures = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    hello = Handler.hello
+
+    def refused(handler: Handler) -> dispatcher.SessionHello:
+        if failures:
+            raise failures.pop()
+        return hello(handler)
+
+    async def script(talk: Conversation) -> None:
+        await talk.start()
+        await talk.read("heartbeat")
+
+    monkeypatch.setattr(Handler, "hello", refused)
+    async with session(tmp_path, [script, script]) as (connected, handler, _):
+        while connected.started == 0 and not handler.task.done():  # type: ignore[attr-defined]  # noqa: ASYNC110 – one of both
+            await asyncio.sleep(0.01)
+        assert connected.started == 1 and not failures
 
 
 async def test_heartbeats_come_at_the_assigned_period(tmp_path: Path) -> None:
