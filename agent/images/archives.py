@@ -74,7 +74,7 @@ def names(archive: Path) -> list[str] | None:
         raise _no_images("it is cut short") from error
     except (tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise _no_images(f"it is damaged ({error})") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # the last for lists in lists in lists
         raise _no_images(f"its {_LIST} is no list of images") from error
 
 

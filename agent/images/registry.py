@@ -194,7 +194,7 @@ class _Client:
             ) from None
         if answer.status in (401, 403):
             raise self._refused()
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):  # it is what a stranger sent
             fields = json.loads(answer.body)
             token = fields.get("token") or fields.get("access_token")
             if isinstance(token, str):

@@ -291,6 +291,13 @@ def test_cut_off_and_foreign_tar_files_are_told(tmp_path: Path) -> None:
         archives.names(path)
 
 
+def test_a_list_of_lists_of_lists_is_told(tmp_path: Path) -> None:
+    """`image load` of such an archive: "the node daemon failed unexpectedly"."""
+    write_archive(tmp_path / "tar", {"manifest.json": b"[" * 100_000})
+    with pytest.raises(InvalidArgument, match="is no list of images"):
+        archives.names(tmp_path / "tar")
+
+
 @pytest.mark.parametrize(("data", "reason"), [(b"", "it is empty"), (b"hello", "it is not a tar file")])
 def test_what_is_no_root_filesystem_becomes_no_image(tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "root").write_bytes(data)
