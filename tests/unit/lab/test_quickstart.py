@@ -306,6 +306,38 @@ def test_an_environment_that_was_not_finished_is_made_again(tmp_path: Path, good
         assert (last, done.returncode) == ("Error: Python 3.11 or newer with the venv module is needed", 1)
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_checkout_that_was_moved_gets_its_programs_anew(tmp_path: Path, moved: bool) -> None:
+    """`./dev quickstart` ended with "`…/swarmctl` is not installed on this host; `./dev setup` installs what is needed", and
+    that thought nothing was to be done."""
+    shutil.copy(Path(__file__).resolve().parents[3] / "dev", tmp_path)
+    bin_, stubs = tmp_path / ".venv" / "bin", tmp_path / "proto" / "swarm" / "v1"
+    bin_.mkdir(parents=True)
+    stubs.mkdir(parents=True)
+    (stubs / "types_pb2.py").touch()
+    (tmp_path / ".venv" / "made-of").write_text("the-same\n")
+    programs = {
+        tmp_path / "sha256sum": "#!/bin/sh\necho the-same -\n",
+        bin_ / "swarmctl": f"#!{'/gone' if moved else tmp_path}/.venv/bin/python\n",
+        bin_ / "pip": "",
+        bin_ / "python": '#!/bin/sh\necho "python $2"; exit 3\n',
+        bin_ / "ruff": "#!/bin/sh\necho linted; exit 3\n",
+    }
+    for program, text in programs.items():
+        program.write_text(text)
+        program.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / "dev", "lint"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    assert (done.stdout + done.stderr).count("python pip") == moved, done
+    assert ("linted" in done.stdout) == (not moved), done
+
+
 def test_a_reader_that_leaves_does_not_stop_it() -> None:
     code = """
 import sys
