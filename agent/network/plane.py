@@ -397,6 +397,7 @@ class LinuxDataPlane:
             "inode": attached.inode,
             "networks": [interface.network_id for interface in attached.wiring.interfaces if not interface.ingress],
             "nameservers": list(attached.wiring.nameservers),
+            "outside": attached.wiring.reaches_outside,
         }
 
     def _host_resolv_conf(self) -> str:

@@ -171,7 +171,9 @@ class Resolver:
         return answer(query, networks, self._rng, stream=stream)
 
     async def upstream(self, container: Message, query: bytes, *, stream: bool) -> bytes:
-        servers = tuple(container.get("nameservers") or ()) or self._host.servers()
+        servers = tuple(container.get("nameservers") or ())
+        if not servers and container.get("outside", True):  # else its questions would be a way out of its networks
+            servers = self._host.servers()
         return await forward(query, servers, stream=stream) or failure(query)
 
     def ask_upstream(

@@ -14,7 +14,7 @@ from typing import Any
 SOCKET = "resolver.sock"
 STATE = "resolver.json"
 PID = "resolver.pid"
-VERSION = 1  # a resolver of another version is replaced
+VERSION = 2  # a resolver of another version is replaced
 MAX_MESSAGE_BYTES = 64 << 20
 
 Message = dict[str, Any]

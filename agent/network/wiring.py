@@ -66,6 +66,11 @@ class Wiring:
         return next((interface for interface in leading if not interface.ingress), leading[0] if leading else None)
 
     @property
+    def reaches_outside(self) -> bool:
+        """Whether a network of the container has a way out; the ingress network lets nothing but replies out."""
+        return any(interface.gateway and not interface.ingress for interface in self.interfaces)
+
+    @property
     def host_port_address(self) -> str:
         """Where a port that is published in host mode leads; empty where no network of the container has a way out."""
         chosen = self.default_route

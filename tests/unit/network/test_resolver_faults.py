@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dnslib import DNSRecord
+from dnslib import RCODE, DNSRecord
 from swarm.errors import Unavailable
 
+from agent.network.plane import Attached, LinuxDataPlane
 from agent.network.resolver import Container, Resolver
 from agent.network.resolver_client import ResolverClient
 from agent.network.resolver_wire import VERSION
+from agent.network.wiring import wire
+from tests.unit.network.cluster import BACKEND, CLOSED, INGRESS, attachment, overlay, realised, view
 
 
 def refusing(number: int) -> Any:
@@ -193,3 +196,32 @@ async def test_what_changes_while_the_resolver_is_told_is_told_it_as_well(
     resolver.released.set()
     await asyncio.gather(*telling)
     assert resolver.containers == {"t1": {"networks": ["n"]}}
+
+
+async def test_questions_are_no_way_out_of_internal_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program on an internal network could tell anybody outside what it liked, in the names that it asked for: the host's
+    resolvers passed them on."""
+    asked: list[tuple[str, ...]] = []
+
+    async def forward(query: bytes, servers: tuple[str, ...], *, stream: bool) -> None:
+        asked.append(servers)
+
+    monkeypatch.setattr("agent.network.resolver.forward", forward)
+    host = tmp_path / "resolv.conf"
+    host.write_text("nameserver 192.0.2.1\n")
+    resolver = Resolver(tmp_path, host, random.Random(1))
+    query = bytes(DNSRecord.question("secret.example.org").pack())
+    seen = view(overlay(INGRESS), overlay(BACKEND), overlay(CLOSED))
+    closed, ingress = attachment(CLOSED, "10.0.32.5"), attachment(INGRESS, "10.255.0.5")
+    for attachments, nameservers, servers in (
+        ([closed, ingress], (), ()),
+        ([closed, ingress], ("192.0.2.9",), ("192.0.2.9",)),
+        ([closed, attachment(BACKEND, "10.0.16.5")], (), ("192.0.2.1",)),
+    ):
+        wiring = wire("t1", attachments, realised(seen), hostname="t1", nameservers=nameservers)
+        plane = LinuxDataPlane(tmp_path, tmp_path, resolv_conf_path=host)
+        container = plane._resolver_container(Attached(wiring, 1))
+        await plane.stop()
+        assert DNSRecord.parse(await resolver.upstream(container, query, stream=False)).header.rcode == RCODE.SERVFAIL
+        assert asked.pop() == servers
+    await resolver.close()
