@@ -63,8 +63,8 @@ class ResolverClient:
         await self._tell()
 
     async def set_container(self, container_id: str, container: Message | None) -> None:
-        """`container`: {"namespace", "inode", "networks", "nameservers", "outside"}; None when it goes. Raises Unavailable, also
-        where the resolver cannot serve it: nobody would try that again before something else changes."""
+        """`container`: {"namespace", "inode", "networks", "nameservers", "outside"}; None when it goes. Raises Unavailable,
+        also where the resolver cannot serve it: nobody would try that again before something else changes."""
         if container is None:
             self._wanted_containers.pop(container_id, None)
             self._failed.pop(container_id, None)
