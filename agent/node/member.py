@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from swarm.cancellation import carried_through, raise_if_cancelled
 from swarm.clock import Clock
-from swarm.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted, SwarmError, Unauthenticated
+from swarm.errors import DeadlineExceeded, ResourceExhausted, SwarmError, Unauthenticated
 from swarm.identity import Peer, Role, TlsFiles
 from swarm.names import CLUSTER_PORT
 from swarm.renewal import Renewal
@@ -331,13 +331,13 @@ class Member:
             await self._role_changed.wait()
 
     async def _is_manager(self) -> bool:
-        """Whether the certificate says so. Where it cannot be read for a moment, as without descriptors, everything goes on as
-        it is until it can."""
+        """Whether the certificate says so. Where it is damaged, or cannot be read for a moment, as without descriptors,
+        everything goes on as it is until it can."""
         delays = _BACKOFF.delays(self._parts.rng)
         while True:
             try:
                 return self.role is Role.MANAGER
-            except FailedPrecondition as error:
+            except SwarmError as error:
                 log.error("whether this node is a manager cannot be looked up and is tried again: %s", error)
                 await asyncio.sleep(next(delays))
 

@@ -375,10 +375,10 @@ class Membership:
 
     @staticmethod
     def _is_manager(member: Member, *, force: bool) -> bool:
-        """Raises FailedPrecondition where the certificate cannot be read: by force a node leaves without one as well."""
+        """Raises SwarmError where the certificate says nothing, or is not there: by force a node leaves without one as well."""
         try:
             return member.role is Role.MANAGER
-        except FailedPrecondition as error:
+        except SwarmError as error:
             if not force:
                 raise
             log.warning("leaving although it is not known whether this node is a manager: %s", error)

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from swarm.errors import DeadlineExceeded, FailedPrecondition, NodeRemoved, ResourceExhausted
-from swarm.identity import Role
+from swarm.errors import DeadlineExceeded, FailedPrecondition, NodeRemoved, ResourceExhausted, Unauthenticated
+from swarm.identity import Role, TlsFiles
 from swarm.retry import Backoff
 
 from agent.node import manager_process
@@ -209,6 +209,22 @@ async def test_a_node_that_has_lost_its_certificate_leaves_by_force(
     node.begin()
     await node.in_session.wait()
     with pytest.raises(FailedPrecondition, match="cannot be read"):
+        await node.membership.leave(False)
+    assert (await node.membership.leave(True)).state == "inactive"
+
+
+async def test_a_node_with_a_damaged_certificate_goes_on_until_it_leaves_by_force(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system had lost the end of the certificate: the node stopped working in the swarm, containers and all, and could
+    not leave it."""
+    monkeypatch.undo()  # its role is what the certificate says
+    TlsFiles(node.options.certificates).write(b"", b"-----BEGIN CERT", b"")
+    node.begin()
+    await asyncio.wait({asyncio.create_task(node.in_session.wait())}, timeout=5)
+    await asyncio.sleep(0.05)
+    assert node.membership.state != "error"
+    with pytest.raises(Unauthenticated):
         await node.membership.leave(False)
     assert (await node.membership.leave(True)).state == "inactive"
 
