@@ -63,7 +63,7 @@ _NOT_FOUND = (
 _DENIED = ("unauthorized", "authentication required", "access to the resource is denied", "denied:", "403 (forbidden)")
 _UNREACHABLE = (
     *("connection refused", "no such host", "i/o timeout", "network is unreachable", "no route to host", "tls: "),
-    *("x509:", "connection reset", "server gave http response", "eof", "context deadline exceeded", "timeout exceeded"),
+    *("x509:", "connection reset", "server gave http response", "context deadline exceeded", "timeout exceeded"),
     *("service unavailable", "bad gateway", "internal server error", "too many requests", "toomanyrequests"),
 )
 
@@ -84,7 +84,7 @@ def explain(subject: str, complaint: str) -> SwarmError:
         return PermissionDenied(
             f"{subject}: the registry refused access; it needs credentials, or there is no such image: {short}"
         )
-    if any(sign in lower for sign in _UNREACHABLE):
+    if any(sign in lower for sign in _UNREACHABLE) or re.search(r"\beof\b", lower):  # not the name of a geofence
         return Unavailable(f"{subject}: the registry cannot be reached: {short}")
     if "no image found in" in lower and "for architecture" in lower:
         return FailedPrecondition(f"{subject} has no variant for this host's architecture: {short}")

@@ -209,6 +209,19 @@ def test_what_buildah_says_becomes_an_error(complaint: str, kind: type[SwarmErro
     assert type(error) is kind and sentence in str(error) and str(error).startswith("image w")
 
 
+def test_a_name_is_not_taken_for_a_complaint() -> None:
+    """`docker.io/acme/geofence` has no variant for this host: "the registry cannot be reached", of which the letters eof in the
+    name were the only sign."""
+    complaint = "Error: choosing image docker://acme/geofence: no image found in manifest list for architecture x"
+    assert type(explain("image w", complaint)) is FailedPrecondition
+    for complaint in (
+        'Error: pinging: Get "https://reg/v2/": EOF',
+        "Error: reading blob sha256:1: unexpected EOF",
+        "Error: EOF",
+    ):
+        assert type(explain("image w", complaint)) is Unavailable
+
+
 @pytest.mark.parametrize("auth", ["???", base64.b64encode(b"user").decode(), base64.b64encode(b":p").decode()])
 def test_credentials_that_are_none(auth: str) -> None:
     with pytest.raises(InvalidArgument, match="user:password"):
