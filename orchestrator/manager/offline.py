@@ -182,11 +182,12 @@ def restore(options: OfflineOptions, clock: Clock, ids: IdSource) -> dict[str, A
                 )
         else:
             member = _new_identity(options, cluster, clock, ids)
-        _note(options, member, ids)
+        places.manager.mkdir(parents=True, exist_ok=True, mode=0o700)
         made = places.manager / RESTORING
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(mode=0o700)
         recovery.restore(path, made, member, data_key=data_key(places))
+        _note(options, member, ids)  # not before: the only manager of a swarm would cut the history that it has
         _put_in_place(made, places)
         places.bootstrap.unlink(missing_ok=True)
         places.superseded.unlink(missing_ok=True)

@@ -180,7 +180,8 @@ def test_a_key_is_made_with_the_log_and_never_after_it(tmp_path: Path) -> None:
 
 
 def test_a_restore_that_is_killed_keeps_the_former_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeated after that, it threw away what the first attempt had put aside: the only copy of the former log."""
+    """Repeated after that, it threw away what the first attempt had put aside: the only copy of the former log. And the only
+    manager of a swarm, which went on with the log that it had, cut that swarm's history all the same."""
     changes = bootstrap_objects(
         types.ClusterSpec(name="default"),
         cluster_id="c1",
@@ -210,6 +211,7 @@ def test_a_restore_that_is_killed_keeps_the_former_log(tmp_path: Path, monkeypat
             with pytest.raises(KeyboardInterrupt):
                 restore(options, SystemClock(), id_source())
     assert (places.raft / "former").exists()
+    assert not places.recovery.exists()
     restore(options, SystemClock(), id_source())
     assert [path.name for path in (places.manager / REPLACED).iterdir()] == ["former"]
     assert not (places.raft / "half").exists()
