@@ -46,10 +46,11 @@ class RunningProcess:
 
     @classmethod
     def of(cls, pid: int) -> RunningProcess | None:
-        """None where there is no such process, or only what is left of one."""
+        """None where there is no such process, or only what is left of one. Raises OSError where descriptors are lacking to
+        look: whoever took that for its end would let it go on."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return None
         return None if fields[0] in ("Z", "X") else cls(pid, int(fields[19]))
 
@@ -201,7 +202,7 @@ class ManagerProcess:
         return self._options.run / PID_FILE
 
     def _adopt(self) -> RunningProcess | None:
-        """The manager that holds the lock; None where nobody does."""
+        """The manager that holds the lock; None where nobody does. Raises OSError where that cannot be found out."""
         try:
             with self._pid_file.open("r+") as file:
                 try:
@@ -210,7 +211,7 @@ class ManagerProcess:
                     process = RunningProcess.of(int(file.read()))
                 else:
                     return None
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         if process is not None:
             log.info("took over the running manager, process %d", process.pid)

@@ -322,7 +322,7 @@ class Member:
                     while await self._is_manager():
                         await self._role_changed.wait()
                         self._role_changed.clear()
-                    await self._stop_manager(self.manager)
+                    await self.stop_manager(self.manager)
                     await asyncio.to_thread(shutil.rmtree, self._options.state / "manager", True)
                 finally:
                     running.cancel()
@@ -341,7 +341,7 @@ class Member:
                 log.error("whether this node is a manager cannot be looked up and is tried again: %s", error)
                 await asyncio.sleep(next(delays))
 
-    async def _stop_manager(self, manager: ManagerProcess) -> None:
+    async def stop_manager(self, manager: ManagerProcess) -> None:
         """Tried again where descriptors are lacking for a moment: a demoted manager must not go on."""
         for wait in _BACKOFF.delays(self._parts.rng):
             try:

@@ -399,10 +399,10 @@ class Membership:
     async def _end_member(self, member: Member) -> None:
         """Ends everything that a membership runs. Tasks that are left are ended without ceremony."""
         if member.manager is not None:
-            await member.manager.stop()
+            await member.stop_manager(member.manager)
         await self.close()
         if member.manager is None:  # one of an earlier daemon, that this one had not looked for yet, runs on
-            await ManagerProcess(self._options, member.manager_arguments, self._parts.rng).stop()
+            await member.stop_manager(ManagerProcess(self._options, member.manager_arguments, self._parts.rng))
         with contextlib.suppress(SwarmError):
             for state in await self._parts.runtime.containers():
                 await self._end_container(state.id)

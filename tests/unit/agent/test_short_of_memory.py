@@ -20,7 +20,7 @@ from swarm.retry import Backoff
 from agent.network import plane
 from agent.network.plane import LinuxDataPlane
 from agent.node import manager_process
-from agent.node.manager_process import ManagerProcess
+from agent.node.manager_process import ManagerProcess, RunningProcess
 from agent.node.member import Member
 from agent.node.options import Options
 from agent.session.mirror import Mirror
@@ -222,3 +222,30 @@ async def test_a_demoted_manager_is_stopped_once_there_are_descriptors(
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     assert "the manager cannot be stopped" in caplog.text
+
+
+async def test_a_manager_that_cannot_be_looked_at_does_not_count_as_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node was demoted while swarmd had no descriptor left but one: its manager was not told to end, its state was removed,
+    and the node's next promotion took it up again."""
+    options = Options(state=tmp_path / "state", run=tmp_path / "run")
+    options.run.mkdir()
+    program = (sys.executable, "-c", LOCKED_MANAGER, str(options.run / manager_process.PID_FILE))
+    manager = ManagerProcess(options, lambda: [], random.Random(1), program=program)
+    running = asyncio.create_task(manager.run())
+    async with asyncio.timeout(30):
+        await manager.ready.wait()
+        process = RunningProcess.of(manager.pid)
+        assert process is not None
+        with monkeypatch.context() as short, pytest.raises(OSError, match="memory"):
+            short.setattr(Path, "read_text", Short(1))
+            await manager.stop()
+        with monkeypatch.context() as short, pytest.raises(OSError, match="memory"):
+            manager._process = None
+            short.setattr(Path, "open", Short(1))
+            await manager.stop()
+        assert process.runs()
+        await manager.stop()
+        assert not process.runs()
+        await running
