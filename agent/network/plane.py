@@ -130,19 +130,24 @@ class LinuxDataPlane:
         try:
             async with self._applying:
                 with _as_swarm_error("the network of this host cannot be removed"):
-                    await self._resolver.stop(remove=remove)
-                    if remove:
-                        await self._threads.run(self._remove_everything)
-                        self._attached.clear()
+                    try:
+                        await self._resolver.stop(remove=remove)
+                    finally:
+                        if remove:
+                            await self._threads.run(self._remove_everything)
+                            self._attached.clear()
         finally:
             await asyncio.to_thread(self._tools.contexts.close)
             self._threads.close()
 
     def _remove_everything(self) -> None:
-        task_kernel.program_host(self._tools, removal(Table("ip", TABLE)))
-        links = host_kernel.our_links()
-        with NetlinkSocket() as netlink:
-            host_kernel.remove_links(netlink, [link.index for link in links if link.alias.startswith(ALIAS)])
+        """Nobody comes back for what stays: so a step that fails does not keep the next from being tried."""
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._remove_namespaces)
+            steps.callback(_remove_links)
+            steps.callback(task_kernel.program_host, self._tools, removal(Table("ip", TABLE)))  # the first
+
+    def _remove_namespaces(self) -> None:
         for path in self._namespaces.glob("*"):
             namespaces.delete(path)
         for record in self._records.glob("*"):
@@ -405,6 +410,12 @@ class LinuxDataPlane:
             return self._resolv_conf_path.read_text(errors="replace")
         except OSError:
             return ""
+
+
+def _remove_links() -> None:
+    links = host_kernel.our_links()
+    with NetlinkSocket() as netlink:
+        host_kernel.remove_links(netlink, [link.index for link in links if link.alias.startswith(ALIAS)])
 
 
 def _withdrawn(old: Mapping[str, Backends], new: Mapping[str, Backends]) -> dict[str, set[str]]:

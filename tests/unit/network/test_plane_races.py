@@ -58,6 +58,7 @@ def plane_on(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(host_kernel, "read", lambda _: HostState())
     monkeypatch.setattr(host_kernel, "carry_out", kernel.carry_out)
     monkeypatch.setattr(task_kernel, "program_host", lambda *_: None)
+    monkeypatch.setattr(plane_module, "_remove_links", lambda: None)
     monkeypatch.setattr(task_kernel, "build", kernel.build)
     monkeypatch.setattr(task_kernel, "program", lambda *_: None)
     monkeypatch.setattr(ResolverClient, "set_networks", answers)
@@ -163,6 +164,26 @@ async def test_flows_are_forgotten_while_a_task_is_being_detached(
     await plane.apply(view(overlay(BACKEND, web)))
     await asyncio.wrap_future(detaching[0])
     assert await plane.attached() == {"t0"}
+
+
+async def test_what_cannot_be_removed_does_not_keep_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node left the swarm while its resolver could not be ended, or nftables refused: the bridges and the containers'
+    namespaces stayed, and nobody removed them any more."""
+    plane = plane_on(Kernel(), tmp_path, monkeypatch)
+    removed: list[str] = []
+    (tmp_path / "run" / "netns").mkdir()
+    (tmp_path / "run" / "netns" / "t1").touch()
+
+    async def stop(*, remove: bool) -> None:
+        refused()
+
+    monkeypatch.setattr(plane._resolver, "stop", stop)
+    monkeypatch.setattr(task_kernel, "program_host", refused)
+    monkeypatch.setattr(plane_module, "_remove_links", lambda: removed.append("links"))
+    monkeypatch.setattr(namespaces, "delete", lambda path: (removed.append(path.name), path.unlink()))
+    with pytest.raises(InternalError, match="cannot be removed: Too many open files"):
+        await plane.stop(remove=True)
+    assert removed == ["links", "t1"] and not (tmp_path / "run" / "network").exists()
 
 
 async def test_a_removal_that_fails_leaves_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
