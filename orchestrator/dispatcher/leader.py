@@ -43,6 +43,7 @@ class RelayedManager(Protocol):
     """A follower that relays its sessions to us."""
 
     manager_id: str
+    number: int  # no two connections of a process have the same
 
     def acknowledge(self, sequence: int) -> None: ...
 
@@ -359,4 +360,4 @@ class LeaderSide:
 
 def relay_reporter(relay: RelayedManager) -> str:
     """Whom the status queue acknowledges to, where a follower relayed the statuses."""
-    return f"relay/{relay.manager_id}/{id(relay)}"
+    return f"relay/{relay.manager_id}/{relay.number}"

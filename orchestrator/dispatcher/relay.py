@@ -10,6 +10,7 @@ sessions to be ended, and its own signs of life. When the stream breaks everythi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
@@ -241,10 +242,12 @@ async def _from_queue(queue: asyncio.Queue[dispatcher.RelayUp]) -> AsyncIterator
 
 
 class RelayConnection:
-    """The leader's end of one follower's stream. Of watermarks only the newest matters."""
+    """The leader's end of one follower's stream; `number` tells it from all others of this process. Of watermarks only the
+    newest matters."""
 
-    def __init__(self, manager_id: str) -> None:
+    def __init__(self, manager_id: str, number: int) -> None:
         self.manager_id = manager_id
+        self.number = number
         self.queue: asyncio.Queue[dispatcher.RelayDown | None] = asyncio.Queue()
         self._period = 0.0
 
@@ -281,6 +284,7 @@ class RelayServicer(DispatcherRelayServicer):
     def __init__(self, hub: Dispatcher, leader: Callable[[], LeaderSide | None]) -> None:
         self._hub = hub
         self._leader = leader
+        self._numbers = itertools.count(1)
 
     async def Relay(
         self, requests: AsyncIterator[dispatcher.RelayUp], context: grpc.aio.ServicerContext[Any, Any]
@@ -298,7 +302,7 @@ class RelayServicer(DispatcherRelayServicer):
             raise InvalidArgument("a relay begins with a hello")
         if first.hello.manager_id != manager_id:
             raise PermissionDenied(f"manager {manager_id} may not relay as {first.hello.manager_id}")
-        connection = RelayConnection(manager_id)
+        connection = RelayConnection(manager_id, next(self._numbers))
         leader.relay_opened(connection)
         reader = asyncio.create_task(self._read(leader, connection, requests))
         try:
