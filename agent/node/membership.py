@@ -85,7 +85,7 @@ class Membership:
         if record is None:
             return
         if self._options.advertise_address:
-            address, _ = advertised_address(self._options.advertise_address)
+            address = advertised_address(self._options.advertise_address)
             if address != record.address:
                 log.warning("this node moves from %s to %s", record.address, address)
                 record = moved(record, address)
@@ -194,10 +194,8 @@ class Membership:
     async def init(self, request: node.InitRequest) -> node.InitResponse:
         """Makes a new swarm with this node as its first manager. On failure nothing stays behind."""
         self.refuse_members()
-        address, port = advertised_address(request.advertise_address)
+        address = advertised_address(request.advertise_address)
         description.check_listening(request.listen_address)
-        if port not in (None, ENROLMENT_PORT):
-            raise InvalidArgument(f"managers are joined at port {ENROLMENT_PORT}; leave the port out of the address")
         async with self.change("making a swarm"):
             self.refuse_members()
             try:
@@ -288,7 +286,7 @@ class Membership:
         parse_token(request.token)
         if not request.addresses:
             raise InvalidArgument("joining needs the address of at least one manager, as HOST or HOST:PORT")
-        address, _ = advertised_address(request.advertise_address)
+        address = advertised_address(request.advertise_address)
         description.check_listening(request.listen_address)
         async with self.change("joining a swarm"):
             self.refuse_members()
@@ -455,11 +453,14 @@ def moved(record: NodeRecord, address: str) -> NodeRecord:
     return replace(record, address=address, listen_address=listen, managers=tuple(managers))
 
 
-def advertised_address(text: str) -> tuple[str, int | None]:
+def advertised_address(text: str) -> str:
+    """The address of this host that IP[:PORT] means. Raises InvalidArgument, also for another port than managers have."""
     host, port = description.split_advertised(text)
     address = description.advertised(host)
     description.check_own(address)
-    return address, port
+    if port not in (None, ENROLMENT_PORT):
+        raise InvalidArgument(f"managers are joined at port {ENROLMENT_PORT}; leave the port out of the address")
+    return address
 
 
 def _rpc(error: Exception) -> Exception:

@@ -69,7 +69,7 @@ class Recovery:
                     made = await self._offline("restore", request.path, *self._who_am_i(member))
                 await self._serves(manager)
             return _restored(made)
-        address, _ = advertised_address(request.advertise_address)
+        address = advertised_address(request.advertise_address)
         description.check_listening(request.listen_address)
         async with self._membership.change("restoring a snapshot"):
             self._membership.refuse_members()

@@ -23,7 +23,7 @@ from agent.node import children, description, manager_process
 from agent.node.leaving import refusal
 from agent.node.manager_process import ManagerProcess, RunningProcess
 from agent.node.member import Member
-from agent.node.membership import moved
+from agent.node.membership import advertised_address, moved
 from agent.node.options import Options, parse
 from agent.node.record import NodeFile, NodeRecord
 from agent.tasks.events import Report
@@ -171,6 +171,15 @@ def test_addresses_with_ports() -> None:
     assert description.split_advertised("fe80::1") == ("fe80::1", None)
     with pytest.raises(InvalidArgument):
         description.split_advertised("10.0.0.1:http")
+
+
+def test_another_port_than_that_of_managers_is_not_advertised() -> None:
+    """`swarm join --advertise-addr 10.0.0.1:9999` took the port and did nothing with it: the next manager could not be joined
+    there."""
+    for text in ("127.0.0.1", "127.0.0.1:2377"):
+        assert advertised_address(text) == "127.0.0.1"
+    with pytest.raises(InvalidArgument, match="port 2377"):
+        advertised_address("127.0.0.1:9999")
 
 
 def test_a_node_describes_its_host() -> None:
