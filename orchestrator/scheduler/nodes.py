@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swarm.v1.types_pb2 import TASK_STATE_COMPLETE, Node, Resources, Task
+from swarm.v1.types_pb2 import TASK_STATE_ASSIGNED, TASK_STATE_COMPLETE, Node, Resources, Task
 
 from orchestrator.store import Snapshot
 from orchestrator.store.tables import Load, PortKey, port_key
@@ -55,7 +55,8 @@ def tally(snapshot: Snapshot, node: Node, *, with_ports: bool) -> NodeTally:
         made.memory_bytes -= wanted.memory_bytes * load.holding
     if with_ports:
         for task in snapshot.tasks.on_node(node.id):
-            if task.host_ports and task.status.state < TASK_STATE_COMPLETE:
+            # A global service's task names its node before it is assigned there: it would stand in its own way.
+            if task.host_ports and TASK_STATE_ASSIGNED <= task.status.state < TASK_STATE_COMPLETE:
                 for port in task.host_ports:
                     made.host_ports[port_key(port)] = task.id
     return made

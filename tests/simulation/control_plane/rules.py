@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from swarm.v1.types_pb2 import (
     AVAILABILITY_DRAIN,
     NODE_STATE_READY,
+    PUBLISH_MODE_HOST,
     TASK_STATE_ASSIGNED,
     TASK_STATE_ORPHANED,
     TASK_STATE_RUNNING,
@@ -88,6 +89,8 @@ class Rules:
                 key = vip.network_id, vip.address
                 assert addresses.setdefault(key, service.id) == service.id, f"{key} is a virtual IP and something else"
             for port in service.published_ports if not service.removing else ():
+                if port.mode == PUBLISH_MODE_HOST:
+                    continue  # may be shared: the scheduler keeps the tasks apart
                 owner = ports.setdefault((port.protocol, port.published_port), service.id)
                 assert owner == service.id, f"port {port.published_port} is published twice"
         vnis = [network.vni for network in after.networks if network.vni]

@@ -490,6 +490,28 @@ def test_a_global_service_runs_once_on_each_node_that_qualifies() -> None:
     assert sorted(task.node_id for task in world.serving(web)) == ["n2", "n3", "n5"]
 
 
+def test_a_global_service_has_a_port_of_each_host() -> None:
+    """`service ps` said "1 node uses the host port already" of each task: the port that the task itself was to have."""
+    world = World(28)
+    spec = service_spec(0)
+    getattr(spec.mode, "global").SetInParent()
+    spec.ports.add(target_port=80, published_port=9000, mode=PUBLISH_MODE_HOST)
+    first = world.create_service("first", spec)
+    world.run(0.0)
+    assert {task.status.state for task in world.tasks(first)} == {TASK_STATE_ASSIGNED}
+    world.run(10)
+    assert sorted(task.node_id for task in world.serving(first)) == ["n1", "n2", "n3", "n4"]
+    second = world.create_service("second", spec)
+    world.run(10)
+    assert not world.serving(second), "the ports are taken"
+    assert {task.status.message for task in world.tasks(second)} == {
+        "no suitable node: 1 node uses the host port already"
+    }
+    world.remove_service(first)
+    world.run(10)
+    assert len(world.serving(second)) == 4
+
+
 def test_round_robin_services_have_no_virtual_ip() -> None:
     world = World(25)
     spec = service_spec(1)

@@ -21,6 +21,7 @@ from swarm.v1.types_pb2 import (
     NODE_STATE_DOWN,
     NODE_STATE_READY,
     TASK_STATE_ACCEPTED,
+    TASK_STATE_ASSIGNED,
     TASK_STATE_COMPLETE,
     TASK_STATE_FAILED,
     TASK_STATE_PREPARING,
@@ -280,6 +281,8 @@ class World:
         if agent is None or not agent.reachable:
             return
         task = self.snapshot.tasks.get(task_id)
+        if task is not None and task.status.state < TASK_STATE_ASSIGNED:
+            return  # a global service's, whose node is not told of it yet
         if task is None or task.node_id != node_id:
             agent.running.discard(task_id)
             agent.tasks.pop(task_id, None)
