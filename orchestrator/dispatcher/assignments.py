@@ -22,6 +22,7 @@ from swarm.v1 import types_pb2 as types
 from orchestrator.dispatcher import wire
 from orchestrator.dispatcher.endpoints import (
     endpoints_of,
+    is_assigned,
     is_placed,
     is_starting,
     is_stopping,
@@ -165,7 +166,8 @@ class Mirrors:
         for revision_id in sorted(self._named.get(node_id, ())):
             self._put_revision(fragments, revision_id)
         for task in self._snapshot.tasks.on_node(node_id):
-            fragments[wire.task_key(task.id)] = wire.changed(dispatcher.AssignedObject(task=task))
+            if is_assigned(task):
+                fragments[wire.task_key(task.id)] = wire.changed(dispatcher.AssignedObject(task=task))
         return list(fragments.values())
 
     def networks_of(self, node_id: str) -> set[str]:
@@ -223,7 +225,7 @@ class Mirrors:
     ) -> None:
         task = self._snapshot.tasks.get(task_id)
         old = self._records.pop(task_id, None)
-        new = self._record(task, diff, old) if task is not None and task.node_id else None
+        new = self._record(task, diff, old) if task is not None and is_assigned(task) else None
         if new is not None:
             self._records[task_id] = new
         if old is not None:

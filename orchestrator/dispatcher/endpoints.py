@@ -18,6 +18,12 @@ from swarm.v1 import types_pb2 as types
 from orchestrator.store import states
 
 
+def is_assigned(task: types.Task) -> bool:
+    """Whether the task's agent is to know of it. A global service's task names its node long before the scheduler agrees, and
+    before it has addresses."""
+    return bool(task.node_id) and task.status.state >= types.TASK_STATE_ASSIGNED
+
+
 def is_placed(task: types.Task) -> bool:
     """Whether the task belongs to a node and has not ended: only then does it have a place on its networks."""
     return bool(task.node_id) and types.TASK_STATE_ASSIGNED <= task.status.state <= types.TASK_STATE_RUNNING

@@ -67,6 +67,29 @@ async def test_a_node_holds_its_tasks_their_networks_and_all_that_is_on_them() -
     assert idle.names(ENDPOINT) == set()
 
 
+async def test_a_node_does_not_hear_of_a_global_task_before_it_is_assigned() -> None:
+    """A global service's task that found no room (too little memory, a taken host port) or no address said so in `service
+    ps`, and was started all the same: its agent took it up at once, without addresses where it had none yet."""
+    world = World()
+    await world.found()
+    waiting = task("t1", "n1", BACK, state=types.TASK_STATE_PENDING)
+    snapshot = await world.commit(Create(revision("r1", "web")), Create(service("web", BACK)))
+    mirrors = Mirrors(snapshot)
+    mirror = complete(mirrors, "n1")
+    snapshot = await world.commit(Create(waiting))
+    diff = mirrors.apply(snapshot, [(Kind.TASK, "t1")])
+    assert diff is not None
+    assert not diff.of("n1") and not complete(mirrors, "n1").names(TASK) and not complete(mirrors, "n1").names(REVISION)
+
+    placed = copy_of(snapshot.tasks["t1"])
+    placed.status.state = types.TASK_STATE_ASSIGNED
+    diff = mirrors.apply(await world.commit(Update(placed)), [(Kind.TASK, "t1")])
+    assert diff is not None
+    mirror.take(wire.messages(list(diff.of("n1").values()), epoch=1, index=mirrors.index, complete=False))
+    assert mirror.names(TASK) == {"t1"}
+    assert mirror.objects == complete(mirrors, "n1").objects
+
+
 async def test_an_endpoint_serves_while_its_task_runs_healthy_and_is_wanted() -> None:
     world = World()
     await world.found()
