@@ -119,7 +119,8 @@ class Member:
         self._role_changed = asyncio.Event()
         self._roles_asked: tuple[Role, Role] | None = None  # for which a certificate was asked in this session
         self._manager_ids: frozenset[str] = frozenset()  # as this process heard last
-        self._leaving = False
+        self._going = False  # it was asked to leave: a manager that begins now would be missed as soon as it is one
+        self._leaving = False  # and its tasks were told to end
         self._in_step = False  # this session has sent assignments: its manager's indexes and ours are of one history
         self._heard = False  # assignments from a manager, not only from the disk
         self.ready = asyncio.Event()  # a session began and the networks that it named are in force
@@ -230,7 +231,7 @@ class Member:
         """A role changes with the certificate. It is asked for when the managers want another role than ours, and again when
         they have carried that out: a manager that is demoted leaves their log first."""
         roles = (_role(node.spec.desired_role or node.role), _role(node.role or node.spec.desired_role))
-        if {self.role} != set(roles) and roles != self._roles_asked:
+        if not self._going and {self.role} != set(roles) and roles != self._roles_asked:
             log.info("this node is to become a %s", roles[0].value)
             self._roles_asked = roles
             self.renewal.request()
@@ -310,7 +311,7 @@ class Member:
         """Runs the manager process while the certificate says that this node is a manager."""
         while True:
             self._role_changed.clear()
-            if await self._is_manager():
+            if await self._is_manager() and not self._going:
                 self.manager = ManagerProcess(
                     self._options,
                     self.manager_arguments,
@@ -369,6 +370,7 @@ class Member:
     async def stop_tasks(self, *, force: bool = False) -> None:
         """Ends and removes all tasks, and lets the managers hear of it. Raises DeadlineExceeded, where it is not by force: then
         the node stays."""
+        self._going = True
         self.session.leave()
         try:
             await self._drain_tasks()
@@ -376,7 +378,8 @@ class Member:
             await self._remove_tasks(force)
             await self._last_statuses()
         except BaseException:
-            self._leaving = False
+            self._going = self._leaving = False
+            self._role_changed.set()
             self.session.leave(False)
             raise
 

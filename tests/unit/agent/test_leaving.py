@@ -8,10 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from swarm.identity import Peer, Role
+from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
 
 from agent.node.leaving import CALL_TIMEOUT, DEMOTION_TIMEOUT
-from agent.node.manager_process import READY_TIMEOUT, STOP_TIMEOUT
+from agent.node.manager_process import READY_TIMEOUT, STOP_TIMEOUT, ManagerProcess
 from agent.node.member import DRAIN_TIMEOUT, LEAVE_TIMEOUT, REPORT_TIMEOUT, Member, NodeParts
 from agent.node.options import parse
 from agent.node.record import NodeFile, NodeRecord
@@ -110,6 +112,38 @@ async def test_a_node_that_stays_after_all_takes_tasks_again(tmp_path: Path, mon
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert not member._leaving and not member.session._leaving
+
+
+async def test_a_node_that_leaves_becomes_no_manager_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`swarmctl node promote` and then `swarm leave` on that node, or the other way round: while its tasks drained it became
+    the second manager, and when it had left, the swarm had no quorum any more."""
+    roles, begun = [Role.WORKER], asyncio.Event()
+
+    async def run(_: ManagerProcess) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ManagerProcess, "run", run)
+    monkeypatch.setattr(Member, "role", property(lambda _: roles[-1]))
+    monkeypatch.setattr(SessionClient, "unacknowledged", 1)
+    member = member_of(FakeHost(tmp_path), tmp_path)
+    member.session.connected_to = "10.0.0.1:2378"
+    keeping = asyncio.create_task(member._keep_manager())
+    leaving = asyncio.create_task(member.stop_tasks())
+    await asyncio.wait({leaving}, timeout=0.1)
+    node = types.Node(id="n1", role=types.NODE_ROLE_WORKER)
+    node.spec.desired_role = types.NODE_ROLE_MANAGER
+    member.settings(dispatcher.SessionSettings(node=node))
+    assert not member.renewal._now.is_set(), "it asks for no manager's certificate"
+    roles.append(Role.MANAGER)  # which was asked for before
+    await member._renewed(Peer("n1", Role.MANAGER, "c1"))
+    await asyncio.wait({asyncio.create_task(begun.wait())}, timeout=0.1)
+    assert not begun.is_set() and member.manager is None
+    leaving.cancel()  # it stays after all
+    async with asyncio.timeout(5):
+        await begun.wait()
+    keeping.cancel()
+    await asyncio.gather(keeping, leaving, return_exceptions=True)
 
 
 def test_whoever_asks_a_node_to_leave_waits_until_it_has_or_says_why_not() -> None:

@@ -159,6 +159,7 @@ async def test_a_certificate_that_cannot_be_read_for_a_moment_leaves_the_manager
             self._parts: Any = SimpleNamespace(rng=random.Random(1), manager_program=())
             self._options: Any = None
             self._role_changed = changed
+            self._going = False
 
         @property
         def role(self) -> Role:
@@ -198,6 +199,7 @@ async def test_a_demoted_manager_is_stopped_once_there_are_descriptors(
             self._parts: Any = SimpleNamespace(rng=random.Random(1), manager_program=())
             self._options: Any = SimpleNamespace(state=tmp_path)
             self._role_changed = asyncio.Event()
+            self._going = False
 
         @property
         def role(self) -> Role:
