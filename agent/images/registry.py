@@ -73,7 +73,7 @@ class _Client:
         self._reference = reference
         self._credentials = credentials
         self._tls = tls
-        self._context: ssl.SSLContext | None = None
+        self._contexts: dict[bool, ssl.SSLContext] = {}  # by whether certificates are left unread
         self._only_cluster = tls is not None  # until the registry showed a certificate of somebody else's
         # a registry on this host may be one without TLS
         self._plain_allowed = tls is None and reference.is_loopback
@@ -125,7 +125,7 @@ class _Client:
         import urllib.error
         import urllib.request
 
-        handler = urllib.request.HTTPSHandler(context=self._ssl_context())
+        handler = urllib.request.HTTPSHandler(context=self._ssl_context(trusting=self._is_here(url)))
         try:
             request = urllib.request.Request(url, method=method)
             for name, value in headers.items():
@@ -138,31 +138,42 @@ class _Client:
         except (OSError, http.client.HTTPException, ValueError, OverflowError) as error:  # no address, header or port
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, ssl.SSLCertVerificationError) and self._only_cluster:
-                self._only_cluster, self._context = False, None
+                self._only_cluster, self._contexts = False, {}
                 return self._fetch(method, url, headers)
             if isinstance(reason, ssl.SSLError) and reason.reason in _PLAIN_TEXT:
                 raise _Unencrypted from error
             raise Unavailable(f"image {self._reference}: the registry cannot be reached: {reason}") from error
 
-    def _ssl_context(self) -> ssl.SSLContext:
+    def _is_here(self, url: str) -> bool:
+        """Whether that may be asked without TLS. The token service that a registry on this host names may be elsewhere, and is
+        told the password."""
+        try:
+            host = urllib.parse.urlsplit(url).netloc
+        except ValueError:  # no address: the attempt will tell
+            return self._plain_allowed
+        return self._plain_allowed and Reference(host, "", "", "").is_loopback
+
+    def _ssl_context(self, *, trusting: bool) -> ssl.SSLContext:
         """The cluster's CA is tried alone first: the host's hundred authorities cost 5 MB and 20 ms for each question."""
         import ssl
 
-        if self._context is None:
-            if self._plain_allowed or self._only_cluster:
-                self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = self._contexts.get(trusting)
+        if context is None:
+            if trusting or self._only_cluster:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             else:
-                self._context = ssl.create_default_context()
-            if self._plain_allowed:
-                self._context.check_hostname = False
-                self._context.verify_mode = ssl.CERT_NONE
+                context = ssl.create_default_context()
+            if trusting:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
             if self._tls is not None:
                 try:
-                    self._context.load_verify_locations(self._tls.ca)
-                    self._context.load_cert_chain(self._tls.certificate, self._tls.key)
+                    context.load_verify_locations(self._tls.ca)
+                    context.load_cert_chain(self._tls.certificate, self._tls.key)
                 except (OSError, ssl.SSLError) as error:
                     raise InternalError(f"the node's certificate cannot be used for the registry: {error}") from error
-        return self._context
+            self._contexts[trusting] = context
+        return context
 
     def _authorization(self, challenge: str) -> str:
         """The header that answers a challenge. Raises PermissionDenied where credentials are wanted and there are none."""
@@ -181,7 +192,7 @@ class _Client:
 
     def _token(self, parameters: dict[str, str], basic: str) -> str:
         realm = parameters["realm"]
-        if not realm.startswith("https://") and not (self._plain_allowed and realm.startswith("http://")):
+        if not realm.startswith("https://") and not (self._is_here(realm) and realm.startswith("http://")):
             raise Unavailable(f"image {self._reference}: the registry names a token service without TLS: {realm}")
         query = {"service": parameters.get("service", "")}
         query["scope"] = parameters.get("scope", f"repository:{self._reference.path}:pull")

@@ -57,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, BODY)
         elif self.path.startswith("/v2/odd/"):
             self._send(401, b"", {"WWW-Authenticate": 'Bearer realm="http://[odd/token",service="here"'})
+        elif self.path.startswith("/v2/elsewhere/"):
+            scheme = self.path.split("/")[3]
+            self._send(401, b"", {"WWW-Authenticate": f'Bearer realm="{scheme}://auth.test/token",service="here"'})
         elif self.path.startswith("/v2/plain/"):
             self._send(401, b"", {"WWW-Authenticate": f'Bearer realm="https://{host}/token",service="here"'})
         elif self.path.startswith("/v2/broken/"):
@@ -152,6 +155,27 @@ async def test_a_registry_of_this_host_without_tls_is_asked_without(
 
     monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", https_open)
     assert await ask(f"{registry}/free:1") == DIGEST
+
+
+async def test_a_token_service_elsewhere_must_show_its_certificate(
+    registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry on this host, a cache say, named the token service of Docker Hub: that was told the password of whoever asked,
+    whatever certificate it showed, or none at all."""
+    plain = ssl.SSLError(1, "[SSL]")
+    plain.reason = "HTTP_REQUEST"
+    asked: list[tuple[str, int]] = []
+
+    def https_open(handler: urllib.request.HTTPSHandler, request: urllib.request.Request) -> object:
+        asked.append((request.host, handler._context.verify_mode))
+        raise urllib.error.URLError(plain if request.host == registry else "nobody there")
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", https_open)
+    with pytest.raises(Unavailable, match="nobody there"):
+        await ask(f"{registry}/elsewhere/https:1", ("u", "p"))
+    assert set(asked) == {(registry, ssl.CERT_NONE), ("auth.test", ssl.CERT_REQUIRED)}
+    with pytest.raises(Unavailable, match="token service without TLS: http://auth"):
+        await ask(f"{registry}/elsewhere/http:1", ("u", "p"))
 
 
 async def test_a_registry_that_never_ends_its_answer_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
