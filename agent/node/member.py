@@ -247,7 +247,8 @@ class Member:
         self._in_step = True
         was_behind = self._mirror_file.behind
         try:
-            await asyncio.to_thread(self._mirror_file.append, parts, self.mirror)
+            # To its end also where the session or the membership ends meanwhile: the next one uses the file.
+            await carried_through(asyncio.to_thread(self._mirror_file.append, parts, self.mirror))
         except ResourceExhausted as error:
             raise_if_cancelled()
             if not was_behind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,34 @@ async def test_assignments_that_are_written_down_while_the_node_leaves_bring_no_
     finally:
         written.set()
         await member.tasks.close()
+
+
+async def test_what_is_being_written_is_written_when_a_session_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk the assignments of a swarm that the node had left came back as a file when it had joined another one,
+    whose managers all seemed to lag behind then: the node got no session."""
+    member = member_of(FakeHost(tmp_path), tmp_path)
+    write, writing, go_on = member._mirror_file.append, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(parts: Iterable[dispatcher.Assignments], mirror: Mirror) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        go_on.wait(10)
+        write(parts, mirror)
+
+    monkeypatch.setattr(member._mirror_file, "append", slow)
+    receiving = asyncio.create_task(member.assignments(assignments(1, make_revision(), complete=True)))
+    try:
+        await writing.wait()
+        receiving.cancel()
+        await asyncio.wait({receiving}, timeout=0.1)
+        assert not receiving.done()
+        go_on.set()
+        await asyncio.gather(receiving, return_exceptions=True)
+        assert receiving.cancelled() and (tmp_path / "state" / "assignments").exists()
+    finally:
+        go_on.set()
 
 
 async def test_assignments_that_are_read_from_the_disk_while_the_node_leaves_bring_no_new_tasks(
