@@ -98,7 +98,8 @@ class ResolverClient:
         async with self._lock:
             networks = _changes(self._networks, self._wanted_networks)
             containers = _changes(self._containers, self._wanted_containers)
-            if not networks and not containers:
+            # Without a connection nobody knows what it heard: somebody gave up waiting for its answer, say.
+            if not networks and not containers and self._connection is not None:
                 return
             reply = await self._ask({"op": "update", "networks": networks, "containers": containers})
             if reply.get("restarted"):

@@ -225,3 +225,39 @@ async def test_questions_are_no_way_out_of_internal_networks(tmp_path: Path, mon
         assert DNSRecord.parse(await resolver.upstream(container, query, stream=False)).header.rcode == RCODE.SERVFAIL
         assert asked.pop() == servers
     await resolver.close()
+
+
+async def test_a_task_that_is_given_up_while_the_resolver_is_told_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service was removed while a task of it was being attached: the resolver went on serving the task, and so kept its
+    network namespace alive, until something else on the host changed."""
+    client = ResolverClient(tmp_path, tmp_path / "log", tmp_path / "resolv.conf")
+    heard: list[Any] = []
+
+    class Connection:
+        def close(self) -> None:
+            pass
+
+    async def write(connection: object, message: dict[str, Any]) -> None:
+        heard.append(message["containers"])
+
+    async def answer(connection: object) -> dict[str, Any]:
+        if len(heard) == 1:
+            await asyncio.sleep(60)
+        return {"ok": True}
+
+    async def connect() -> None:
+        client._connection = (Connection(), Connection())  # type: ignore[assignment]
+        await client._exchange(client._everything())
+
+    monkeypatch.setattr("agent.network.resolver_client.write_message", write)
+    monkeypatch.setattr("agent.network.resolver_client.read_message", answer)
+    monkeypatch.setattr(client, "_connect", connect)
+    client._connection = (Connection(), Connection())  # type: ignore[assignment]
+    beginning = asyncio.create_task(client.set_container("t1", {"networks": []}))
+    await asyncio.sleep(0)
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
+    await client.set_container("t1", None)
+    assert heard == [{"t1": {"networks": []}}, {}]
