@@ -7,7 +7,7 @@ that target port. The swarm's own ports are nobody's: a published one would take
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from swarm.names import AGENT_PORT, CLUSTER_PORT, ENROLMENT_PORT, VXLAN_PORT
 from swarm.v1.types_pb2 import PUBLISH_MODE_HOST, PUBLISH_MODE_INGRESS, PortConfig, Service
@@ -35,15 +35,16 @@ def has_ingress_ports(service: Service) -> bool:
 
 
 def publish(
-    snapshot: Snapshot, service: Service, reserved: set[PortKey], rotation: Rotation
+    snapshot: Snapshot,
+    service: Service,
+    reserved: set[PortKey],
+    rotation: Rotation,
+    host_mode: Callable[[], Mapping[PortKey, set[str]]],
 ) -> list[PortConfig] | None:
     """The spec's ports with every number chosen; None where none is free. `reserved`: numbers that this step gave to other
-    services; ours are added."""
+    services; ours are added. `host_mode`: see `host_mode_ports`; asked where a number is to be chosen."""
     mine = {port_key(port) for port in service.spec.ports if port.published_port}
     kept = _chosen_before(service, mine)
-    elsewhere = (
-        _host_mode_ports(snapshot, service) if any(not port.published_port for port in service.spec.ports) else set()
-    )
     published: list[PortConfig] = []
     for port in service.spec.ports:
         chosen = PortConfig()
@@ -60,7 +61,7 @@ def publish(
                     key in SWARM_PORTS
                     or key in mine
                     or key in reserved
-                    or key in elsewhere
+                    or not host_mode().get(key, set()) <= {service.id}
                     or (owner is not None and owner.id != service.id)
                 )
 
@@ -76,15 +77,15 @@ def publish(
     return published
 
 
-def _host_mode_ports(snapshot: Snapshot, service: Service) -> set[PortKey]:
-    """What other services publish in host mode, on whichever nodes: by a number of their own, or by one that was chosen."""
-    return {
-        port_key(port)
-        for other in snapshot.services
-        if other.id != service.id and not other.removing
-        for port in (*other.spec.ports, *other.published_ports)
-        if port.published_port and not is_ingress(port)
-    }
+def host_mode_ports(snapshot: Snapshot) -> dict[PortKey, set[str]]:
+    """What services publish in host mode, on whichever nodes, by a number of their own or by one that was chosen: and which
+    services each. One look at all services for a whole step: a new leader looks at each of them."""
+    found: dict[PortKey, set[str]] = {}
+    for service in snapshot.services:
+        for port in (*service.spec.ports, *service.published_ports) if not service.removing else ():
+            if port.published_port and not is_ingress(port):
+                found.setdefault(port_key(port), set()).add(service.id)
+    return found
 
 
 def _chosen_before(service: Service, asked_for: set[PortKey]) -> dict[tuple[int, str, bool], list[int]]:

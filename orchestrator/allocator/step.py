@@ -8,6 +8,7 @@ network where their service publishes through the mesh. What does not fit any mo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from swarm.clock import timestamp
 from swarm.names import DEFAULT_NETWORK, endpoint_mac
@@ -26,7 +27,7 @@ from swarm.v1.types_pb2 import (
 )
 
 from orchestrator.allocator.networks import AddressBook, allocate_network, needs_allocation
-from orchestrator.allocator.ports import has_ingress_ports, publish
+from orchestrator.allocator.ports import has_ingress_ports, host_mode_ports, publish
 from orchestrator.allocator.rotation import Rotation
 from orchestrator.store import Change, Decision, Snapshot, Update, copy_of
 from orchestrator.store.decisions import waiting_because
@@ -99,6 +100,10 @@ class _Allocation:
         self.reserved_ports: set[PortKey] = set()
         self.services: dict[str, Service] = {}  # as they are after this step
 
+    @cached_property
+    def _host_mode(self) -> dict[PortKey, set[str]]:
+        return host_mode_ports(self.snapshot)
+
     def service(self, service: Service) -> Iterable[Change]:
         changed = copy_of(service)
         ports = self._ports(service)
@@ -116,7 +121,7 @@ class _Allocation:
     def _ports(self, service: Service) -> list[PortConfig] | None:
         if not service.spec.ports:
             return []
-        return publish(self.snapshot, service, self.reserved_ports, self.rotation)
+        return publish(self.snapshot, service, self.reserved_ports, self.rotation, lambda: self._host_mode)
 
     def _virtual_ips(self, service: Service) -> list[VirtualIp] | None:
         """One for each network of the current revision; None where an address is missing still."""
