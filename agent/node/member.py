@@ -401,11 +401,12 @@ class Member:
             log.warning("the managers did not confirm the last statuses of this node's tasks")
 
     async def _drain_tasks(self) -> None:
-        """To the managers this node is down now: they replace its tasks and order these to stop, which then drain as ever."""
+        """To the managers this node is down now: they replace its tasks and order these to stop, which then drain as ever, also
+        while the session goes to another manager."""
         now = self._parts.clock.monotonic
         ordered_until = now() + ORDERS_TIMEOUT
         drained_until = now() + DRAIN_TIMEOUT
-        while self.session.connected_to and len(self.tasks):
+        while self.session.started and len(self.tasks):
             if now() >= (drained_until if self.tasks.stopping else ordered_until):
                 return
             await asyncio.sleep(0.05)

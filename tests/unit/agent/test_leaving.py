@@ -7,8 +7,11 @@ import random
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from swarm.clock import ManualClock
 from swarm.identity import Peer, Role
 from swarm.v1 import dispatcher_pb2 as dispatcher
 from swarm.v1 import types_pb2 as types
@@ -69,6 +72,26 @@ async def test_assignments_that_are_written_down_while_the_node_leaves_bring_no_
     finally:
         written.set()
         await member.tasks.close()
+
+
+async def test_tasks_drain_also_while_the_session_goes_to_another_manager() -> None:
+    """The manager that a leaving node had its session with was restarted: what the node's tasks were answering was cut off."""
+
+    class Tasks:
+        stopping = 1
+        left = 3
+
+        def __len__(self) -> int:
+            self.left -= 1
+            return self.left
+
+    tasks = Tasks()
+    member: Any = SimpleNamespace(
+        _parts=SimpleNamespace(clock=ManualClock()), tasks=tasks, session=SimpleNamespace(connected_to="", started=1)
+    )
+    async with asyncio.timeout(5):
+        await Member._drain_tasks(member)
+    assert tasks.left == 0
 
 
 async def test_what_is_being_written_is_written_when_a_session_is_over(
