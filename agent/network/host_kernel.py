@@ -31,14 +31,17 @@ class Underlay:
 
 
 def underlay(address: str) -> Underlay:
-    """The interface that has the address, else the one of the default route (an address that is translated on its way)."""
+    """The interface that has the address, else the one of the default route (an address that is translated on its way, or one
+    that the host announces from its loopback interface, whose own MTU says nothing of the way)."""
     with NetlinkSocket() as netlink:
         links = {link.index: link for link in rtnetlink.list_links(netlink)}
-        for index, cidr in rtnetlink.list_addresses(netlink):
-            if cidr.partition("/")[0] == address and index in links:
-                return Underlay(links[index].mtu, True)
-        leading = links.get(rtnetlink.default_route_link(netlink))
-        return Underlay(leading.mtu if leading else 0, False)
+        own = [
+            links.get(index) for index, cidr in rtnetlink.list_addresses(netlink) if cidr.partition("/")[0] == address
+        ]
+        carrier = next((link for link in own if link is not None and link.name != "lo"), None)
+        if carrier is None:
+            carrier = links.get(rtnetlink.default_route_link(netlink))
+        return Underlay(carrier.mtu if carrier else 0, bool(own))
 
 
 def our_links() -> list[Link]:

@@ -132,3 +132,26 @@ def test_a_device_that_somebody_renamed_is_left_alone(monkeypatch: pytest.Monkey
         links = [replace(bridge, name=name)]
         monkeypatch.setattr(rtnetlink, "list_links", lambda _, links=links: links)
         assert list(host_kernel.read(()).overlays) == found
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("192.0.2.1", host_kernel.Underlay(9000, True)),
+        ("203.0.113.1", host_kernel.Underlay(1500, True)),
+        ("198.51.100.9", host_kernel.Underlay(1500, False)),
+    ],
+)
+def test_an_address_of_the_loopback_interface_has_the_mtu_of_the_way_out(
+    address: str, expected: host_kernel.Underlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts that announce an address of their loopback interface by a routing protocol: containers sent packets of 64 KiB that
+    went through the tunnels in 45 fragments each, where anything let fragments pass."""
+    links = [(1, "lo", 65536), (2, "eth0", 1500), (3, "eth1", 9000)]
+    addresses = [(1, "127.0.0.1/8"), (1, "203.0.113.1/32"), (3, "192.0.2.1/24")]
+    dumped = [rtnetlink.Link(index, name, "", "", 0, mtu, "", True) for index, name, mtu in links]
+    monkeypatch.setattr(host_kernel, "NetlinkSocket", MagicMock())
+    monkeypatch.setattr(rtnetlink, "list_links", lambda _: dumped)
+    monkeypatch.setattr(rtnetlink, "list_addresses", lambda _: addresses)
+    monkeypatch.setattr(rtnetlink, "default_route_link", lambda _: 2)
+    assert host_kernel.underlay(address) == expected
