@@ -99,6 +99,11 @@ class AddressBook:
         self._taken.add(address)
         return address
 
+    def give_back(self, address: str) -> None:
+        """An address that was taken in this step, by who cannot use it after all."""
+        self._taken.discard(address)
+        self._full = False
+
     def _is_taken(self, number: int) -> bool:
         address = _dotted(number)
         return address in self._taken or address in self._held

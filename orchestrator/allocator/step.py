@@ -129,14 +129,17 @@ class _Allocation:
             return []
         existing = {vip.network_id: vip for vip in service.virtual_ips}
         wanted: list[VirtualIp] = []
+        given: list[tuple[AddressBook, str]] = []
         for network_id, _ in networks_of(self.snapshot, service.spec.task):
             if network_id in existing:
                 wanted.append(existing[network_id])
                 continue
             book = self._book(network_id)
             address = book.take() if book is not None else None
-            if address is None:
+            if book is None or address is None:
+                _give_back(given)
                 return None
+            given.append((book, address))
             wanted.append(VirtualIp(network_id=network_id, address=address))
         return wanted
 
@@ -157,17 +160,21 @@ class _Allocation:
             yield from waiting_because(self.now, task, "no published port is free between 30000 and 32767")
             return
         attachments: list[NetworkAttachment] = []
+        given: list[tuple[AddressBook, str]] = []
         for network_id, aliases in wanted:
             book = self._book(network_id)
             if book is None:
+                _give_back(given)
                 yield from waiting_because(
                     self.now, task, f"waits for network {network_id}, which does not exist or has no subnet"
                 )
                 return
             address = book.take()
             if address is None:
+                _give_back(given)
                 yield from waiting_because(self.now, task, f'network "{book.network.spec.name}" has no free address')
                 return
+            given.append((book, address))
             attachments.append(
                 NetworkAttachment(
                     network_id=network_id,
@@ -191,3 +198,9 @@ class _Allocation:
                 return None
             self.books[network_id] = AddressBook(self.snapshot, network, self.rotation)
         return self.books[network_id]
+
+
+def _give_back(given: Iterable[tuple[AddressBook, str]]) -> None:
+    """What is of no use without the address that is lacking may be another's in this step."""
+    for book, address in given:
+        book.give_back(address)

@@ -228,6 +228,21 @@ def test_a_full_network_makes_tasks_wait_and_say_so() -> None:
     assert allocate(snap)[1] == [], "the same message is not written twice"
 
 
+def test_who_waits_for_one_network_takes_no_address_of_another() -> None:
+    """A task on two networks, of which one was full, kept the last address of the other one from everybody, for as long as it
+    waited: "network "half" has no free address", and one was free."""
+    full, half = network("full", subnet="10.9.0.0/30"), network("half", subnet="10.9.1.0/30")
+    both = service("both", networks=("half", "full"))
+    snap, _ = allocate(snapshot(*BASE, full, half, *service("holder", networks=("full",))))
+    assert len(snap.services["holder"].virtual_ips) == 1, "the gateway has the only other address"
+    one = service("one", networks=("half",))
+    one[0].spec.endpoint_mode = ENDPOINT_MODE_DNSRR
+    snap, _ = allocate(snap.with_changes([Create(obj) for obj in (*both, *one, task(1, "both"), task(1, "one"))]))
+    assert snap.tasks["both-t1"].status.message == 'network "full" has no free address'
+    assert snap.tasks["one-t1"].status.state == TASK_STATE_PENDING
+    assert not snap.services["both"].virtual_ips
+
+
 def test_a_missing_network_makes_tasks_wait() -> None:
     _, changes = allocate(snapshot(*BASE, *service("web", networks=("gone",)), task(1)))
     assert any(isinstance(change, SetTaskStatus) and "gone" in change.status.message for change in changes)
