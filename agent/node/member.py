@@ -87,6 +87,7 @@ class Member:
         self.tls = TlsFiles(self._options.certificates)
         self.mirror = Mirror()
         self._mirror_file = MirrorFile(self._options.state / "assignments")
+        self._writing: asyncio.Task[None] | None = None  # assignments, to the disk
         self.session = SessionClient(
             self, lambda: self.record.managers, self.tls.read, clock=parts.clock, rng=_child(parts.rng)
         )
@@ -148,6 +149,7 @@ class Member:
         finally:
             await self.tasks.close()
             await self.data_plane.stop()
+            await self._written()
             if server is not None:
                 await server.stop()
 
@@ -247,8 +249,7 @@ class Member:
         self._in_step = True
         was_behind = self._mirror_file.behind
         try:
-            # To its end also where the session or the membership ends meanwhile: the next one uses the file.
-            await carried_through(asyncio.to_thread(self._mirror_file.append, parts, self.mirror))
+            await self._write_down(parts)
         except ResourceExhausted as error:
             raise_if_cancelled()
             if not was_behind:
@@ -256,6 +257,17 @@ class Member:
         self._heard = True
         self._spread()
         self._networks_applied(self.networks.applied_index)
+
+    async def _write_down(self, parts: Sequence[dispatcher.Assignments]) -> None:
+        """One set after the other. On a slow disk a session does not wait for what the one before is still writing; the next
+        set does, and the membership's end: the file would come back after it."""
+        await self._written()
+        self._writing = asyncio.create_task(asyncio.to_thread(self._mirror_file.append, parts, self.mirror))
+        await asyncio.shield(self._writing)
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
 
     def _spread(self) -> None:
         """Networks first: tasks wait for theirs, and others wait for our acknowledgement."""

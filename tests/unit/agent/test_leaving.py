@@ -23,6 +23,7 @@ from agent.node.options import parse
 from agent.node.record import NodeFile, NodeRecord
 from agent.session.client import SessionClient
 from agent.session.mirror import Mirror
+from agent.session.mirror_file import MirrorFile
 from orchestrator.cli.commands import swarm as commands
 from tests.unit.agent.fakes import FakeHost, assignments, make_revision, make_task, mirror_of
 
@@ -94,16 +95,17 @@ async def test_tasks_drain_also_while_the_session_goes_to_another_manager() -> N
     assert tasks.left == 0
 
 
-async def test_what_is_being_written_is_written_when_a_session_is_over(
+async def test_sets_of_assignments_are_written_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a slow disk the assignments of a swarm that the node had left came back as a file when it had joined another one,
-    whose managers all seemed to lag behind then: the node got no session."""
+    whose managers all seemed to lag behind then: the node got no session. And a session wrote while that before still did."""
     member = member_of(FakeHost(tmp_path), tmp_path)
     write, writing, go_on = member._mirror_file.append, asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
+    loop, begun = asyncio.get_running_loop(), []
 
     def slow(parts: Iterable[dispatcher.Assignments], mirror: Mirror) -> None:
+        begun.append(mirror.index)
         loop.call_soon_threadsafe(writing.set)
         go_on.wait(10)
         write(parts, mirror)
@@ -112,14 +114,20 @@ async def test_what_is_being_written_is_written_when_a_session_is_over(
     receiving = asyncio.create_task(member.assignments(assignments(1, make_revision(), complete=True)))
     try:
         await writing.wait()
-        receiving.cancel()
-        await asyncio.wait({receiving}, timeout=0.1)
-        assert not receiving.done()
+        receiving.cancel()  # its session is over
+        async with asyncio.timeout(5):
+            await asyncio.gather(receiving, return_exceptions=True)
+        receiving = asyncio.create_task(member.assignments(assignments(2, make_revision(), complete=True)))
+        ending = asyncio.create_task(member._written())
+        await asyncio.wait({receiving, ending}, timeout=0.1)
+        assert begun == [1] and not ending.done()
         go_on.set()
-        await asyncio.gather(receiving, return_exceptions=True)
-        assert receiving.cancelled() and (tmp_path / "state" / "assignments").exists()
+        await asyncio.gather(receiving, ending)
     finally:
         go_on.set()
+    assert begun == [1, 2]
+    loaded = MirrorFile(tmp_path / "state" / "assignments").load()
+    assert loaded is not None and loaded.index == 2
 
 
 async def test_assignments_that_are_read_from_the_disk_while_the_node_leaves_bring_no_new_tasks(
