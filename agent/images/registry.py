@@ -13,9 +13,12 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import urllib.parse
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from swarm.errors import InternalError, NotFound, PermissionDenied, SwarmError, Unavailable
@@ -42,8 +45,34 @@ _MANIFESTS = ", ".join(
 )
 
 
-# Apart from those that the daemon's own files are written on: a registry that sends byte after byte keeps one busy for hours.
-_threads = ThreadPoolExecutor(4, thread_name_prefix="registry")
+class _Threads:
+    """Apart from those that the daemon's own files are written on: a registry that sends byte after byte keeps one busy for
+    hours. No `ThreadPoolExecutor`, because the process must not wait for such a one when it ends."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._started = 0
+        self._jobs: SimpleQueue[tuple[Future[str], Callable[[], str]]] = SimpleQueue()
+
+    async def run(self, job: Callable[[], str]) -> str:
+        future: Future[str] = Future()
+        self._jobs.put((future, job))
+        if self._started < self._limit:
+            threading.Thread(target=self._work, name=f"registry-{self._started}", daemon=True).start()
+            self._started += 1
+        return await asyncio.wrap_future(future)
+
+    def _work(self) -> None:
+        while True:
+            future, job = self._jobs.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except BaseException as error:  # noqa: BLE001 – raised where it is waited for
+                    future.set_exception(error)
+
+
+_threads = _Threads(4)
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,7 @@ async def manifest_digest(reference: Reference, *, credentials: tuple[str, str] 
     client = _Client(reference, credentials, tls)
     try:
         async with asyncio.timeout(DEADLINE):
-            return await asyncio.get_running_loop().run_in_executor(_threads, client.digest)
+            return await _threads.run(client.digest)
     except TimeoutError:
         raise Unavailable(f"image {reference}: the registry did not answer within {DEADLINE:g} s") from None
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -212,3 +215,42 @@ async def test_a_registry_that_never_ends_its_answer_holds_up_nobody_else(monkey
         finally:
             over.set()
             thread.join()
+
+
+def test_a_registry_that_never_ends_its_answer_does_not_keep_the_process_from_ending() -> None:
+    """swarmd was told to end while a registry that sent its answer byte by byte was asked: it ended only when that did, and its
+    node was down meanwhile."""
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")  # which is no TLS: it comes again without
+            while not over.wait(0.01):
+                connection.sendall(b"x")
+
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=(server.accept()[0],)).start()
+
+    script = """if True:
+        import asyncio, sys
+        from agent.images import registry
+        from agent.images.reference import parse
+        registry.DEADLINE = 1.0
+        asking = registry.manifest_digest(parse(sys.argv[1]), credentials=None, tls=None)
+        try:
+            asyncio.run(asking)
+        except registry.Unavailable as error:
+            print(error)
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        reference = f"127.0.0.1:{server.getsockname()[1]}/web:1"
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-c", script, reference], check=True, capture_output=True, text=True, timeout=20
+            )
+        finally:
+            over.set()
+    assert "did not answer within 1 s" in ended.stdout
