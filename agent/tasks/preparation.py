@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from agent.tasks.host import TaskHost
 
 NETWORK_TIMEOUT = 20.0  # seconds for the node's networks to be programmed
 COPY_TIMEOUT = 600.0
+LOOK_TIMEOUT = 10.0  # seconds to find out whether there is what is to be mounted
 
 
 @dataclass(frozen=True)
@@ -141,15 +144,41 @@ async def _provide_mounts(
 ) -> None:
     """Makes named volumes and refuses bind mounts of what does not exist."""
     for mount in container.mounts:
-        if mount.type in (types.MOUNT_TYPE_BIND, types.MOUNT_TYPE_UNSPECIFIED) and not Path(mount.source).exists():
-            raise InvalidArgument(
-                f"the bind mount {mount.source} does not exist on this node; create it there or constrain the placement"
-            )
+        if mount.type in (types.MOUNT_TYPE_BIND, types.MOUNT_TYPE_UNSPECIFIED):
+            await _check_bind(mount.source)
     for name, target, _ in settings.volume_names(task.id, container, image.config):
         volume = places.volumes / name
         lock = host.volume_locks.setdefault(volume, asyncio.Lock())
         async with lock:  # replicas may share it: one fills it, the others find it
             await _provide_volume(volume, places.rootfs, target)
+
+
+async def _check_bind(source: str) -> None:
+    """Raises InvalidArgument where there is nothing to mount. Whoever looks below a mount whose file server is gone is held for
+    ever: that is a thread of its own, which nobody waits for."""
+    found: Future[bool] = Future()
+    found.set_running_or_notify_cancel()
+
+    def look() -> None:
+        try:
+            found.set_result(Path(source).exists())
+        except OSError as error:
+            found.set_exception(error)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        async with asyncio.timeout(LOOK_TIMEOUT):
+            there = await asyncio.wrap_future(found)
+    except TimeoutError as error:
+        raise InvalidArgument(
+            f"the bind mount {source} could not be looked at within {LOOK_TIMEOUT:g} s on this node; is its file server gone?"
+        ) from error
+    except OSError as error:
+        raise InvalidArgument(f"the bind mount {source} cannot be used on this node: {error.strerror}") from error
+    if not there:
+        raise InvalidArgument(
+            f"the bind mount {source} does not exist on this node; create it there or constrain the placement"
+        )
 
 
 async def _provide_volume(volume: Path, rootfs: Path, target: str) -> None:

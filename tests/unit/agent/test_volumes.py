@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -115,3 +116,37 @@ async def test_what_an_interrupted_copy_left_is_not_in_the_volume(host: FakeHost
     tasks.apply(mirror_of(with_volume(), make_task("t1")))
     await host.sink.until("t1", RUNNING)
     assert files_of(host.state / "volumes" / "data") == FILES
+
+
+def bound(source: str) -> types.ContainerSpec:
+    mount = types.Mount(type=types.MOUNT_TYPE_BIND, source=source, target="/data")
+    return types.ContainerSpec(image="web", mounts=[mount])
+
+
+async def test_a_bind_mount_whose_file_server_is_gone_holds_nobody_up(
+    host: FakeHost, tasks: TaskSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One service with a bind mount of an NFS directory, and its server gone: swarmd hung, the node was down, and so was the
+    next one that the task was placed on."""
+    exists, back = Path.exists, threading.Event()
+
+    def held(path: Path) -> bool:
+        return back.wait(3) if str(path) == "/nfs/data" else exists(path)
+
+    monkeypatch.setattr(Path, "exists", held)
+    monkeypatch.setattr(preparation, "LOOK_TIMEOUT", 0.1)
+    try:
+        tasks.apply(mirror_of(make_revision(bound("/nfs/data")), make_task("t1")))
+        status = await host.sink.until("t1", types.TASK_STATE_REJECTED)
+        assert not back.is_set() and "could not be looked at within 0.1 s" in status.error
+    finally:
+        back.set()
+
+
+async def test_a_bind_mount_with_a_name_that_nothing_can_have_is_told_in_a_sentence(
+    host: FakeHost, tasks: TaskSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task said that the node daemon failed unexpectedly, and swarmd's log had a traceback for each attempt."""
+    tasks.apply(mirror_of(make_revision(bound("/" + "x" * 300)), make_task("t1")))
+    status = await host.sink.until("t1", types.TASK_STATE_REJECTED)
+    assert status.error.endswith("cannot be used on this node: File name too long") and "Traceback" not in caplog.text
