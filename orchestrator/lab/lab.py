@@ -46,7 +46,7 @@ async def up(name: str, managers: int, workers: int, say: Say, *, log_level: str
     Raises AlreadyExists where a lab of that name has another size, and FailedPrecondition where its hosts are no longer of
     one swarm.
     """
-    _require_root()
+    require_root()
     if log_level not in LOG_LEVELS:
         raise InvalidArgument(f"--log-level {log_level!r} is not known; write one of {', '.join(LOG_LEVELS)}")
     async with _exclusively():
@@ -118,7 +118,7 @@ async def down(name: str, say: Say) -> None:
 
     Where there is none it says so, and that is all: the next one who asks may have been the same, interrupted.
     """
-    _require_root()
+    require_root()
     async with _exclusively():
         if not await _remove(name, say):
             others = labs.described()
@@ -198,7 +198,8 @@ def _require_powered(host: LabHost) -> None:
         raise labs.not_running(host.lab, host.name)
 
 
-def _require_root() -> None:
+def require_root() -> None:
+    """Raises FailedPrecondition for anybody else."""
     if os.geteuid() != 0:
         raise FailedPrecondition("a lab makes network namespaces and mounts: run this as root")
 

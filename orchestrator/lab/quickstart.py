@@ -67,6 +67,7 @@ async def build_lab() -> LabLayout:
 
     Raises FailedPrecondition with the words to type.
     """
+    lab.require_root()  # nobody else may even look at what a lab holds
     try:
         return await lab.up(DEFAULT_LAB, 3, 2, say)
     except (DeadlineExceeded, FailedPrecondition, Unavailable) as error:

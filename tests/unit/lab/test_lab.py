@@ -21,7 +21,7 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lab, "RUN_ROOT", tmp_path / "run")
     monkeypatch.setattr(lab, "STATE_ROOT", tmp_path / "state")
     monkeypatch.setattr(labs, "RUN_ROOT", tmp_path / "run")
-    monkeypatch.setattr(lab, "_require_root", lambda: None)
+    monkeypatch.setattr(lab, "require_root", lambda: None)
 
 
 async def test_an_unknown_log_level_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ class Labs:
         self.did: list[str] = []
         self.failure: SwarmError | None = failure
         layout = plan("default", 3, 2, [])
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
         monkeypatch.setattr(lab, "up", self.up)
         monkeypatch.setattr(lab, "down", self.down)
         monkeypatch.setattr(lab, "holders", lambda layout: holders)
@@ -197,6 +198,16 @@ async def test_remains_without_a_swarm_are_replaced(monkeypatch: pytest.MonkeyPa
     labs = Labs(monkeypatch, DeadlineExceeded("m2 is not ready"), [])
     await quickstart.build_lab()
     assert labs.did == ["up", "down", "up"]
+
+
+async def test_only_root_is_told_anything_about_a_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's `./dev quickstart` beside a lab ended in a traceback (PermissionError), or said that the lab held no swarm
+    any more and was built anew."""
+    labs = Labs(monkeypatch, FailedPrecondition("run this as root"), [])
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(FailedPrecondition, match="run this as root"):
+        await quickstart.build_lab()
+    assert labs.did == []
 
 
 def test_who_holds_a_swarm_is_who_has_a_managers_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
