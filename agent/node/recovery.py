@@ -45,11 +45,12 @@ class Recovery:
 
     async def recover(self, *, dry_run: bool) -> node.RecoverResponse:
         """Makes this node's manager the only one. Raises FailedPrecondition."""
-        member, manager = self._manager()
         if dry_run:
+            member, _ = self._manager()
             return _recovered(await self._offline("recover", "--dry-run", *self._who_am_i(member)))
-        await _refuse_where_led(manager)
         async with self._membership.change("recovering the swarm"):
+            member, manager = self._manager()
+            await _refuse_where_led(manager)
             log.warning("the swarm is rebuilt from what this node's manager holds")
             async with manager.stopped():
                 made = await self._offline("recover", *self._who_am_i(member))
@@ -62,9 +63,9 @@ class Recovery:
         if not Path(request.path).is_absolute():
             raise InvalidArgument(f"{request.path!r} is not an absolute path")
         if self._membership.member is not None:
-            member, manager = self._manager()
-            await _refuse_where_led(manager)
             async with self._membership.change("restoring a snapshot"):
+                member, manager = self._manager()
+                await _refuse_where_led(manager)
                 async with manager.stopped():
                     made = await self._offline("restore", request.path, *self._who_am_i(member))
                 await self._serves(manager)
