@@ -19,15 +19,22 @@ def test_it_is_found_beside_a_process_with_odd_arguments(tmp_path: Path) -> None
     had an argument that is not UTF-8, such as the name of an old file."""
     configuration = str(tmp_path / "registry" / "registry.yml").encode()
     assert registry.running(tmp_path) is None
-    with (
-        subprocess.Popen([b"caf\xe9", b"60"], executable="sleep") as odd,
-        subprocess.Popen([b"sh", b"-c", b"read x", configuration], stdin=subprocess.PIPE) as found,
-    ):
+    with _with_argument(b"caf\xe9") as odd, _with_argument(configuration) as found:
         try:
             assert registry.running(tmp_path) == found.pid
         finally:
-            for program in (odd, found):
-                program.kill()
+            odd.kill()
+            found.kill()
+
+
+def _with_argument(argument: bytes) -> subprocess.Popen[bytes]:
+    """A program that runs, with an argument."""
+    program = subprocess.Popen(
+        [b"sh", b"-c", b"echo; read line", argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert program.stdout is not None
+    program.stdout.readline()  # its arguments can be seen from now on
+    return program
 
 
 @pytest.mark.parametrize(("ca", "signed"), [(b"of the old swarm", 1), (b"of this swarm", 0)])
