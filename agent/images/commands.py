@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -225,10 +226,17 @@ class Buildah:
         finally:
             for task in pumps:
                 task.cancel()
-            await asyncio.shield(kill_group(process))
+            await asyncio.shield(_end(process))
             shutil.rmtree(temporary, ignore_errors=True)
         if code != 0:
             raise explained(subject, "\n".join(complaints))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends it, where it runs, and what a step of a build left running in the background."""
+    await kill_group(process)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

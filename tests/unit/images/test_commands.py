@@ -6,6 +6,7 @@ import asyncio
 import base64
 import errno
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,6 +54,32 @@ def test_a_file_for_buildah_that_cannot_be_written_is_told_in_a_sentence(
     for need in needs:
         with pytest.raises(kind, match=r"is full|cannot be made: Too many open files"):
             need()
+
+
+async def test_what_a_build_left_in_the_background_ends_with_it(
+    tmp_path: Path, buildah: Buildah, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`RUN start-database & sleep 1; fill-it`: the database went on running on the host, as root, until that was restarted."""
+    program = tmp_path / "bin" / "buildah"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nsleep 60 >/dev/null 2>&1 &\necho $!\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    background = int(await buildah.run("vfs", ["build"], "building w"))
+    assert _ends(background)
+
+
+def _ends(pid: int) -> bool:
+    """Whether the process is gone, or waits to be reaped, within seconds."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EAGAIN, "no more processes"), RuntimeError("can't start new thread")])
