@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from swarm.errors import ResourceExhausted, is_disk_full
+
 from orchestrator.raft import RaftNode
 
 SAVE_TIMEOUT = 60.0  # seconds for the state of a moment to be taken
@@ -25,10 +27,23 @@ class Backups:
             shutil.rmtree(left_behind, ignore_errors=True)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The file of a snapshot of what this manager has applied. Raises Unavailable, DiskFull."""
-        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=self._directory) as directory:
-            path = Path(directory) / "snapshot"
+        """The file of a snapshot of what this manager has applied. Raises Unavailable, ResourceExhausted."""
+        directory = self._scratch()
+        try:
+            path = directory / "snapshot"
             await self._consensus.save_snapshot(path, timeout=SAVE_TIMEOUT)
             with path.open("rb") as stream:
                 while chunk := await asyncio.to_thread(stream.read, CHUNK_BYTES):
                     yield chunk
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _scratch(self) -> Path:
+        try:
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._directory))
+        except OSError as error:
+            if is_disk_full(error):
+                raise ResourceExhausted(
+                    f"the disk of this manager is full: {self._directory}; free some space"
+                ) from error
+            raise

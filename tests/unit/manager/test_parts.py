@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from swarm.errors import AlreadyExists, FailedPrecondition, HistoryCut
+from swarm.errors import AlreadyExists, FailedPrecondition, HistoryCut, ResourceExhausted
 from swarm.identity import TlsFiles, TlsMaterial
 from swarm.keys import new_key_and_request
 from swarm.v1 import types_pb2 as types
@@ -20,6 +21,7 @@ from orchestrator.consensus import Leadership, Member
 from orchestrator.identity.authority import RootAuthority
 from orchestrator.manager import bootstrap, process
 from orchestrator.manager.__main__ import main
+from orchestrator.manager.backups import Backups
 from orchestrator.manager.certificates import CertificateSource
 from orchestrator.manager.options import InitOptions, RunOptions, parse
 from orchestrator.manager.pidfile import locked, running
@@ -168,3 +170,17 @@ def test_a_manager_that_history_went_on_without_stops_also_on_a_full_disk(tmp_pa
     failure = HistoryCut("the swarm was recovered without this manager")
     process.Manager._fail(manager, failure)
     assert stop.is_set() and manager._failure is failure
+
+
+async def test_a_snapshot_on_a_full_disk_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`swarm snapshot save` said that the call failed unexpectedly, and the manager's log had a traceback."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    consensus: Any = SimpleNamespace()
+    with pytest.raises(ResourceExhausted, match="disk of this manager is full"):
+        await anext(Backups(consensus, tmp_path).chunks())
