@@ -37,7 +37,7 @@ from agent.network.task_rules import Backends, balancing, bridge_macs, task_tabl
 from agent.network.wiring import Wiring, wire
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
-RESOLVER_PAUSE_SECONDS = 2.0  # between attempts to start a resolver that does not start
+RESOLVER_PAUSE_SECONDS = 2.0  # between attempts to start a resolver that does not start, or does not stay
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class LinuxDataPlane:
                     await self._resolver.refresh()
             except SwarmError as error:
                 log.warning("%s", error)
-                await asyncio.sleep(RESOLVER_PAUSE_SECONDS)
+            await asyncio.sleep(RESOLVER_PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------------------ views
 

@@ -166,6 +166,26 @@ async def test_flows_are_forgotten_while_a_task_is_being_detached(
     assert await plane.attached() == {"t0"}
 
 
+async def test_a_resolver_that_does_not_stay_is_not_started_without_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver was killed for memory as often as it was started, or its pid file was gone: swarmd took a whole core."""
+    plane = plane_on(Kernel(), tmp_path, monkeypatch)
+    refreshed: list[int] = []
+
+    async def refresh() -> None:
+        refreshed.append(1)
+        await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(plane._resolver, "refresh", refresh)  # there is no resolver: each has ended already
+    watching = asyncio.create_task(plane._watch_resolver())
+    await asyncio.sleep(0.1)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert len(refreshed) == 1
+    await plane.stop()
+
+
 async def test_what_cannot_be_removed_does_not_keep_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node left the swarm while its resolver could not be ended, or nftables refused: the bridges and the containers'
     namespaces stayed, and nobody removed them any more."""
