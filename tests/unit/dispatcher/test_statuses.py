@@ -159,8 +159,8 @@ async def test_only_news_of_the_reporters_own_tasks_is_written() -> None:
     "state", [types.TASK_STATE_ASSIGNED, types.TASK_STATE_REMOVE, types.TASK_STATE_ORPHANED, 95, 999]
 )
 async def test_an_agent_cannot_write_states_that_belong_to_managers(state: types.TaskState.ValueType) -> None:
-    """A task whose broken or hostile agent said 999 of it had ended for good and had not stopped: its service could not be
-    removed any more, not even with its node."""
+    """A task whose broken or hostile agent said 999 of it had ended for good and never counted as stopped: it kept its
+    addresses, whatever was said of it afterwards, until its node was removed."""
     world = World()
     await world.found()
     snapshot = await world.commit(Create(task("t1", "n1", state=types.TASK_STATE_PENDING)))
