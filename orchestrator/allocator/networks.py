@@ -8,6 +8,7 @@ named one.
 from __future__ import annotations
 
 import ipaddress
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 from swarm.v1.types_pb2 import Network
@@ -51,9 +52,13 @@ def allocate_network(
 def _free_subnet(snapshot: Snapshot, used: list[ipaddress.IPv4Network]) -> ipaddress.IPv4Network | None:
     hosts = addresses_of(snapshot.nodes)
     sites = sites_of(hosts)
+    # Networks share no addresses with each other: of those that begin before a subnet ends, the last one reaches furthest.
+    ranges = sorted((int(network.network_address), int(network.broadcast_address)) for network in used)
+    firsts = [first for first, _ in ranges]
     near_hosts: ipaddress.IPv4Network | None = None
     for subnet in _candidates(snapshot):
-        if any(subnet.overlaps(other) for other in used):
+        before = bisect_right(firsts, int(subnet.broadcast_address))
+        if before and ranges[before - 1][1] >= int(subnet.network_address):
             continue
         if not any(subnet.overlaps(site) for site in sites):
             return subnet

@@ -35,6 +35,7 @@ from swarm.v1.types_pb2 import (
 from orchestrator.allocator import Rotation, ports, step
 from orchestrator.allocator.ports import FIRST_PORT, LAST_PORT, SWARM_PORTS
 from orchestrator.store import Change, Create, SetDesiredState, SetTaskStatus, Snapshot, Update, copy_of
+from orchestrator.store.tables import NetworkTable
 
 
 def network(id_: str, *, subnet: str = "", gateway: str = "", ingress: bool = False) -> Network:
@@ -99,6 +100,24 @@ def test_chosen_subnets_keep_clear_of_the_hosts_whole_site_while_there_is_room()
     narrow.spec.address_pools[0] = "10.0.64.0/20"
     snap, _ = allocate(snapshot(host, narrow, *BASE))
     assert {found.subnet for found in snap.networks} == {""}
+
+
+def test_one_more_of_thousands_of_networks_is_made_in_no_time() -> None:
+    """Each subnet of the pool was compared with each network: the leader stood still for seconds, and again in each of its
+    rounds where the pool was used up."""
+    editor = NetworkTable().edit()
+    for number in range(2000):
+        used = ipaddress.IPv4Network((int(ipaddress.IPv4Address("10.0.0.0")) + (number << 12), 20))
+        made = network(f"n{number}")
+        made.vni, made.subnet, made.gateway = 4096 + number, str(used), str(used[1])
+        editor.put(made)
+    table = editor.finish()
+    assert isinstance(table, NetworkTable)
+    snap = Snapshot(networks=table).with_changes([Create(network("one-more"))])
+    began = time.process_time()
+    changes = step(snap, [], 5.0, Rotation()).changes
+    assert time.process_time() - began < 0.7
+    assert snap.with_changes(changes).networks["one-more"].subnet == "10.125.0.0/20"
 
 
 def test_pools_are_the_clusters() -> None:
