@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -347,16 +347,17 @@ class BuildahImages:
     def _names_to_remove(self, layers: Layers, reference: str, force: bool) -> tuple[Record, list[str]]:
         record = _by_id(layers, reference)
         if record is not None:
-            names = list(record.visible_names)
-            if len(names) > 1 and not force:
-                raise InUse(
-                    f"image {reference} has several names: {', '.join(names)}; remove them by name, or use --force"
-                )
-            return record, names
+            return record, _all_of(record.visible_names, reference, force)
         wanted = self._reference(reference)
         record = _find(layers, wanted)
         if record is None:
             raise _unknown(wanted)
+        if wanted.pullable not in record.names:
+            # By a digest that the image has under other names. buildah would take it for the last of them.
+            names = [name for name in record.visible_names if name.startswith((f"{wanted.name}:", f"{wanted.name}@"))]
+            if not names:
+                raise _unknown(wanted)
+            return record, [wanted.tagged] if wanted.tagged in names else _all_of(names, reference, force)
         # where only names by digest would be left, nobody means the image by a name any more
         names = [wanted.pullable]
         left = [name for name in record.visible_names if name not in names]
@@ -446,6 +447,13 @@ def _find(layers: Layers, wanted: Reference) -> Record | None:
     if wanted.digest:
         return layers.by_digest(wanted.digest)
     return layers.by_name(wanted.pullable)
+
+
+def _all_of(names: Sequence[str], reference: str, force: bool) -> list[str]:
+    """Raises InUse where somebody who named an image by its content may not know of all its names."""
+    if len(names) > 1 and not force:
+        raise InUse(f"image {reference} has several names: {', '.join(names)}; remove them by name, or use --force")
+    return list(names)
 
 
 def _by_id(layers: Layers, text: str) -> Record | None:

@@ -15,6 +15,7 @@ import pytest
 from swarm.errors import (
     FailedPrecondition,
     InternalError,
+    InUse,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -133,6 +134,41 @@ async def test_the_name_that_keeps_a_removed_image_is_not_seen(tmp_path: Path, m
     assert await images.images() == []
     with pytest.raises(NotFound):
         await images.inspect(IMAGE)
+
+
+async def test_a_digest_that_is_no_name_removes_no_image_under_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`image rm NAME@DIGEST` of an image that was pulled or built by a tag: its layers went while containers ran on it, without
+    --force; and with two tags it ended with "tag not known"."""
+    layers = Layers(tmp_path, "overlay")
+    images = BuildahImages(tmp_path / "state", tmp_path / "run", tmp_path)
+    images._store = layers, RootFilesystems(tmp_path / "rootfs", layers)
+    ran: list[list[str]] = []
+
+    async def run(driver: str, words: list[str], subject: str) -> str:
+        ran.append(words)
+        return ""
+
+    monkeypatch.setattr(images._buildah, "run", run)
+    container = tmp_path / "rootfs" / "t1"
+    container.mkdir(parents=True)
+    (container / "image").write_text(IMAGE)
+    fill(tmp_path, ["reg.test/web:1"])
+    with pytest.raises(InUse, match="in use by 1 container"):
+        await images.remove(f"reg.test/web@{MANIFEST}", force=False)
+    with pytest.raises(NotFound):
+        await images.remove(f"reg.test/other@{MANIFEST}", force=False)
+    assert ran == []
+    (container / "image").unlink()
+    await images.remove(f"reg.test/web@{MANIFEST}", force=False)
+    assert ran.pop() == ["rmi", "--force", IMAGE]
+    fill(tmp_path, ["reg.test/web:1", "reg.test/web:2", "reg.test/other:1"])
+    with pytest.raises(InUse, match=r"several names: reg\.test/web:1, reg\.test/web:2; remove"):
+        await images.remove(f"reg.test/web@{MANIFEST}", force=False)
+    await images.remove(f"reg.test/web:2@{MANIFEST}", force=False)
+    await images.remove(f"reg.test/web@{MANIFEST}", force=True)
+    assert ran == [["rmi", "reg.test/web:2"], ["rmi", "reg.test/web:1", "reg.test/web:2"]]
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
