@@ -56,6 +56,7 @@ class ControlCore:
 
     def touch(self, snapshot: Snapshot, changes: Iterable[ObjectChange]) -> None:
         """Takes in what changed."""
+        nodes: set[str] = set()
         for change in changes:
             for obj in (change.old, change.new):
                 match obj:
@@ -66,13 +67,16 @@ class ControlCore:
             if change.kind is Kind.NETWORK:
                 self._networks = True
             elif change.kind is Kind.NODE and _matters(change):
-                self._touch_node(snapshot, change.id)
+                nodes.add(change.id)
             elif change.kind is Kind.CLUSTER and _settings(change.old) != _settings(change.new):
                 self.touch_all(snapshot)
+        if nodes:
+            self._touch_nodes(snapshot, nodes)
 
-    def _touch_node(self, snapshot: Snapshot, node_id: str) -> None:
-        self._nodes.add(node_id)
-        self._services.update(task.service_id for task in snapshot.tasks.on_node(node_id))
+    def _touch_nodes(self, snapshot: Snapshot, node_ids: set[str]) -> None:
+        """All at once: when a thousand are lost, the services are looked through one time."""
+        self._nodes |= node_ids
+        self._services.update(task.service_id for node_id in node_ids for task in snapshot.tasks.on_node(node_id))
         self._services.update(
             service.id for service in snapshot.services if service.spec.mode.WhichOneof("mode") == "global"
         )
