@@ -99,14 +99,18 @@ class RootFilesystems:
         return mounted | {name for name in left if not name.startswith(".")}
 
     def image_users(self) -> dict[str, set[str]]:
-        """Image id (hexadecimal) → the containers that stand on it."""
+        """Image id (hexadecimal) → the containers that stand on it. Raises InternalError: one overlooked loses its layers."""
         users: dict[str, set[str]] = {}
         if self._directory.is_dir():
             for place in self._directory.iterdir():
                 try:
                     users.setdefault((place / "image").read_text(), set()).add(place.name)
-                except OSError:
+                except (FileNotFoundError, NotADirectoryError):
                     continue  # being made or removed: it holds no image yet, or none any more
+                except OSError as error:
+                    raise InternalError(
+                        f"which image the container {place.name} stands on cannot be read: {error.strerror}"
+                    ) from error
         return users
 
 

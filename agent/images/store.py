@@ -129,9 +129,9 @@ class BuildahImages:
     async def _remove_kept(self, layers: Layers, filesystems: RootFilesystems, record: Record) -> None:
         """An image that was removed while containers stood on it goes with the last of them."""
         async with self._standing:
-            if filesystems.image_users().get(record.id) or layers.by_id(record.id) is None:
-                return
             try:
+                if filesystems.image_users().get(record.id) or layers.by_id(record.id) is None:
+                    return
                 await self._buildah.run(layers.driver, ["rmi", "--force", record.id], f"image {record.id[:12]}")
             except SwarmError as error:
                 log.warning("a removed image stays on the disk: %s", error)

@@ -42,6 +42,24 @@ async def test_directories_however_deep_go_with_their_container(
     assert filesystems.ids() == set()
 
 
+def test_a_container_whose_image_cannot_be_read_is_not_overlooked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`image prune --all` while swarmd lacked a descriptor for a moment: images went from under containers that ran."""
+    filesystems = RootFilesystems(tmp_path, Layers(tmp_path / "images", "vfs"))
+    for name in ("making", "t1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "t1" / "image").write_text(RECORD.id)
+    assert filesystems.image_users() == {RECORD.id: {"t1"}}
+
+    def refused(_: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(InternalError, match="cannot be read: Too many open files"):
+        filesystems.image_users()
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [(errno.ENOSPC, ResourceExhausted), (errno.EMFILE, InternalError), (errno.ENOMEM, InternalError)],
