@@ -16,12 +16,12 @@ from pathlib import Path
 from swarm.errors import InternalError, SwarmError
 from swarm.process import run
 
+from agent.disk import REMOVAL_TIMEOUT
 from agent.images import mounting
 from agent.images.layers import Layers, Record
 from agent.images.mounting import OverlayMounter, mount_error
 
 COPY_TIMEOUT = 600.0
-REMOVAL_TIMEOUT = 600.0
 # Says nothing of overlays. Who took it for a no would copy every image for every container, for as long as there are images.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

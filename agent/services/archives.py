@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import lzma
-import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from io import FileIO
 from pathlib import Path
 
 from swarm.errors import InvalidArgument, ResourceExhausted, is_disk_full
+
+from agent.disk import remove_tree
 
 if sys.version_info >= (3, 12):
     import tarfile
@@ -29,8 +30,8 @@ MAX_CONTEXT_BYTES = 4 << 30
 MAX_CONTEXT_MEMBERS = 500_000
 
 
-@contextlib.contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
+@contextlib.asynccontextmanager
+async def scratch(parent: Path) -> AsyncIterator[Path]:
     """A directory that is removed in the end, on the disk where images lie (it must hold as much as they do). Raises
     ResourceExhausted where the disk is full."""
     try:
@@ -43,7 +44,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        await remove_tree(directory)
 
 
 async def receive(pieces: AsyncIterator[bytes], path: Path, limit: int) -> int:

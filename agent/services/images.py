@@ -34,7 +34,7 @@ class ImagesService(ImagesServicer):
         options = (await _first(requests)).options
         if not options.tags:
             raise InvalidArgument("a build needs at least one name for its image; give it with --tag")
-        with archives.scratch(self._uploads) as directory:
+        async with archives.scratch(self._uploads) as directory:
             archive, unpacked = directory / "context.tar", directory / "context"
             await archives.receive(_pieces(requests, "context"), archive, archives.MAX_CONTEXT_BYTES)
             unpacked.mkdir()
@@ -121,7 +121,7 @@ class ImagesService(ImagesServicer):
         options = (await _first(requests)).options
         if not options.reference:
             raise InvalidArgument("the imported image needs a name")
-        with archives.scratch(self._uploads) as directory:
+        async with archives.scratch(self._uploads) as directory:
             archive = directory / "rootfs.tar"
             await archives.receive(_pieces(requests, "archive"), archive, archives.MAX_ARCHIVE_BYTES)
             yield node.ImageProgress(line=f"importing {options.reference}")
@@ -131,7 +131,7 @@ class ImagesService(ImagesServicer):
                     yield message
 
     async def Load(self, requests: AsyncIterator[node.ImageChunk], context: Any) -> AsyncIterator[node.ImageProgress]:
-        with archives.scratch(self._uploads) as directory:
+        async with archives.scratch(self._uploads) as directory:
             archive = directory / "images.tar"
             await archives.receive(_data(requests), archive, archives.MAX_ARCHIVE_BYTES)
             for reference in await self._images.load(archive):
@@ -140,7 +140,7 @@ class ImagesService(ImagesServicer):
     async def Save(self, request: node.SaveImageRequest, context: Any) -> AsyncIterator[node.ImageChunk]:
         if not request.references:
             raise InvalidArgument("name at least one image to save")
-        with archives.scratch(self._uploads) as directory:
+        async with archives.scratch(self._uploads) as directory:
             archive = directory / "images.tar"
             await self._images.save(list(request.references), archive)
             with archive.open("rb") as stream:

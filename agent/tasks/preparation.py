@@ -19,6 +19,7 @@ from swarm.process import run
 from swarm.templates import expand_container, has_placeholders, values_of
 from swarm.v1 import types_pb2 as types
 
+from agent.disk import remove_tree
 from agent.images.interface import Image
 from agent.network.interface import ContainerNetwork
 from agent.tasks import settings
@@ -212,9 +213,9 @@ def _within(rootfs: Path, target: str) -> Path | None:
     return path
 
 
-def release_files(task_id: str, host: TaskHost) -> None:
-    """Removes what `prepare` wrote besides container, network and root filesystem."""
-    shutil.rmtree(host.directories.etc(task_id), ignore_errors=True)
+async def release_files(task_id: str, host: TaskHost) -> None:
+    """Removes what `prepare` wrote besides container, network and root filesystem. Raises SwarmError, OSError."""
+    await remove_tree(host.directories.etc(task_id))
     if host.directories.volumes.is_dir():
         for volume in host.directories.volumes.glob(f"anonymous.{task_id}.*"):
-            shutil.rmtree(volume, ignore_errors=True)
+            await remove_tree(volume)

@@ -279,8 +279,8 @@ class TaskWorker:
         except (SwarmError, OSError) as error:
             log.warning("task %s: the root filesystem stays until the agent's next start: %s", self.task_id, error)
         try:
-            await asyncio.to_thread(preparation.release_files, self.task_id, self._host)
-        except OSError as error:
+            await preparation.release_files(self.task_id, self._host)
+        except (SwarmError, OSError) as error:
             log.warning("task %s: some of its files stay: %s", self.task_id, error)
 
     async def _forget(self) -> None:

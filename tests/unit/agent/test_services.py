@@ -20,6 +20,7 @@ from swarm.v1 import node_pb2 as node
 from agent.services import archives, logs
 from agent.services.images import ImagesService
 from agent.services.logs import NodeAgentService, TaskLog, following, merged
+from tests.support.nesting import nest
 from tests.unit.agent.fakes import FakeImages
 
 
@@ -173,8 +174,16 @@ async def test_an_upload_onto_a_full_disk_says_so(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(ResourceExhausted, match="the disk is full"), archives.scratch(tmp_path):
-        pass
+    with pytest.raises(ResourceExhausted, match="the disk is full"):
+        async with archives.scratch(tmp_path):
+            pass
+
+
+async def test_an_upload_of_directories_however_deep_is_removed(tmp_path: Path) -> None:
+    """A build context that nested a thousand directories stayed on the disk, and the build ended with "failed unexpectedly"."""
+    async with archives.scratch(tmp_path) as directory:
+        nest(directory, 1500)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_import_names_its_image(tmp_path: Path) -> None:

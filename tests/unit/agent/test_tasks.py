@@ -18,6 +18,7 @@ from agent.session.mirror import Mirror
 from agent.tasks import preparation
 from agent.tasks.host import Directories
 from agent.tasks.supervisor import TaskSupervisor
+from tests.support.nesting import nest
 from tests.unit.agent.fakes import FakeHost, make_revision, make_task, mirror_of
 
 RUNNING, SHUTDOWN = types.TASK_STATE_RUNNING, types.TASK_STATE_SHUTDOWN
@@ -489,6 +490,21 @@ async def test_a_task_whose_files_cannot_be_removed_is_forgotten_all_the_same(
     async with asyncio.timeout(10):
         while tasks.worker("t1") is not None:  # noqa: ASYNC110 – bounded; nothing tells
             await asyncio.sleep(0.001)
+
+
+async def test_an_anonymous_volume_of_directories_however_deep_goes_with_its_task(agents: Agents) -> None:
+    """A program nested a thousand directories in it: the task's worker failed, and the task was never forgotten."""
+    host, tasks = agents.host, await agents.start()
+    tasks.apply(world(make_task()))
+    await host.sink.until("t1", RUNNING)
+    volume = Directories(host.state, host.state / "run").volumes / "anonymous.t1.0"
+    volume.mkdir(parents=True)
+    nest(volume, 1500)
+    tasks.apply(world())
+    async with asyncio.timeout(10):
+        while tasks.worker("t1") is not None:  # noqa: ASYNC110 – bounded; nothing tells
+            await asyncio.sleep(0.001)
+    assert not volume.exists()
 
 
 async def test_leftovers_that_belong_to_no_task_are_removed(agents: Agents) -> None:

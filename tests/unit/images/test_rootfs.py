@@ -13,17 +13,9 @@ from swarm.errors import InternalError, ResourceExhausted, SwarmError
 from agent.images import mounting, rootfs
 from agent.images.layers import Layers, Record
 from agent.images.rootfs import RootFilesystems, choose_driver
+from tests.support.nesting import nest
 
 RECORD = Record("ab" * 32, "", frozenset(), ("r/web:1",), "", 0.0)
-
-
-def nest(directory: Path, levels: int) -> None:
-    inner = os.open(directory, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir("d", dir_fd=inner)
-        outer, inner = inner, os.open("d", os.O_RDONLY, dir_fd=inner)
-        os.close(outer)
-    os.close(inner)
 
 
 async def test_directories_however_deep_go_with_their_container(
