@@ -39,9 +39,12 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
+def machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
     monkeypatch.setattr(labs, "RUN_ROOT", tmp_path)
     monkeypatch.setattr(layout, "RUN_ROOT", tmp_path)
+    monkeypatch.setattr(layout, "STATE_ROOT", tmp_path_factory.mktemp("state"))
     monkeypatch.setattr("orchestrator.cli.target.LAB_DIRECTORY", tmp_path)
     with ExitStack() as stack:
         yield Machine(tmp_path, stack)
