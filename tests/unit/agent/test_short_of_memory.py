@@ -43,15 +43,19 @@ class Short:
         return self._function(*arguments, **named)
 
 
+def locked_manager(tmp_path: Path) -> ManagerProcess:
+    options = Options(state=tmp_path / "state", run=tmp_path / "run")
+    options.run.mkdir()
+    program = (sys.executable, "-c", LOCKED_MANAGER, str(options.run / manager_process.PID_FILE))
+    return ManagerProcess(options, lambda: [], random.Random(1), program=program)
+
+
 async def test_a_manager_that_was_killed_is_started_once_there_is_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The manager was killed for memory, and that moment nothing could be forked: the node had no manager until swarmd was
     restarted, and no log said so."""
-    options = Options(state=tmp_path / "state", run=tmp_path / "run")
-    options.run.mkdir()
-    program = (sys.executable, "-c", LOCKED_MANAGER, str(options.run / manager_process.PID_FILE))
-    manager = ManagerProcess(options, lambda: [], random.Random(1), program=program)
+    manager = locked_manager(tmp_path)
     running = asyncio.create_task(manager.run())
     async with asyncio.timeout(30):
         await manager.ready.wait()
@@ -231,10 +235,7 @@ async def test_a_manager_that_cannot_be_looked_at_does_not_count_as_stopped(
 ) -> None:
     """A node was demoted while swarmd had no descriptor left but one: its manager was not told to end, its state was removed,
     and the node's next promotion took it up again."""
-    options = Options(state=tmp_path / "state", run=tmp_path / "run")
-    options.run.mkdir()
-    program = (sys.executable, "-c", LOCKED_MANAGER, str(options.run / manager_process.PID_FILE))
-    manager = ManagerProcess(options, lambda: [], random.Random(1), program=program)
+    manager = locked_manager(tmp_path)
     running = asyncio.create_task(manager.run())
     async with asyncio.timeout(30):
         await manager.ready.wait()

@@ -111,11 +111,8 @@ def test_a_store_that_changed_is_read_again(tmp_path: Path) -> None:
     assert layers.by_name("reg/web:1") is None and layers.by_name("reg/web:2") is not None
 
 
-async def test_the_name_that_keeps_a_removed_image_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image was removed by force under a container, and pulled again: `image ls` showed a name that nobody had given it, for
-    ever, and `image rm ID` refused to remove an image of "several names"."""
-    kept = f"{KEPT}{IMAGE}:latest"
-    fill(tmp_path, ["reg/web:1", kept])
+def images_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[BuildahImages, list[list[str]]]:
+    """An image store over what `fill` wrote, and the words of each run of buildah, which is not there."""
     layers = Layers(tmp_path, "overlay")
     images = BuildahImages(tmp_path / "state", tmp_path / "run", tmp_path)
     images._store = layers, RootFilesystems(tmp_path / "rootfs", layers)
@@ -126,6 +123,15 @@ async def test_the_name_that_keeps_a_removed_image_is_not_seen(tmp_path: Path, m
         return ""
 
     monkeypatch.setattr(images._buildah, "run", run)
+    return images, ran
+
+
+async def test_the_name_that_keeps_a_removed_image_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image was removed by force under a container, and pulled again: `image ls` showed a name that nobody had given it, for
+    ever, and `image rm ID` refused to remove an image of "several names"."""
+    kept = f"{KEPT}{IMAGE}:latest"
+    fill(tmp_path, ["reg/web:1", kept])
+    images, ran = images_of(tmp_path, monkeypatch)
     assert [image.names for image in await images.images()] == [("reg/web:1",)]
     assert (await images.inspect(IMAGE)).image.names == ("reg/web:1",)
     assert await images.remove(IMAGE, force=False) == f"sha256:{IMAGE}"
@@ -141,16 +147,7 @@ async def test_a_digest_that_is_no_name_removes_no_image_under_a_container(
 ) -> None:
     """`image rm NAME@DIGEST` of an image that was pulled or built by a tag: its layers went while containers ran on it, without
     --force; and with two tags it ended with "tag not known"."""
-    layers = Layers(tmp_path, "overlay")
-    images = BuildahImages(tmp_path / "state", tmp_path / "run", tmp_path)
-    images._store = layers, RootFilesystems(tmp_path / "rootfs", layers)
-    ran: list[list[str]] = []
-
-    async def run(driver: str, words: list[str], subject: str) -> str:
-        ran.append(words)
-        return ""
-
-    monkeypatch.setattr(images._buildah, "run", run)
+    images, ran = images_of(tmp_path, monkeypatch)
     container = tmp_path / "rootfs" / "t1"
     container.mkdir(parents=True)
     (container / "image").write_text(IMAGE)
